@@ -14,6 +14,7 @@ from ares.gateway.control.backlog import Backlog
 from ares.gateway.control.controller import Controller
 from ares.gateway.control.drain import Drainer
 from ares.gateway.control.predictions import PredictionScores, rows_by_key
+from ares.gateway.control.role_planner import RolePlanner
 from ares.gateway.control.roles import RoleChanges
 from ares.gateway.control.snapshot import accepting
 from ares.gateway.discovery.membership import Membership, make_sources
@@ -153,6 +154,7 @@ class Gateway:
         self.membership: Membership
         self.controller: Controller
         self.roles: RoleChanges
+        self.role_planner = RolePlanner(self, tuning)
         self.drainer = Drainer(self, self._spawn, tuning)
         self.recorder = Recorder(config.record)
         self.backlog = Backlog(
@@ -206,6 +208,7 @@ class Gateway:
         self._spawn(self._supervise())
         self._spawn(self.drainer.run())
         self._spawn(self.roles.run())
+        self._spawn(self.role_planner.run())
         if self.counts.processes > 1:
             self._spawn(self.controller.publish_placed())
 
@@ -428,8 +431,8 @@ class Gateway:
         if target is session.instance:
             raise TargetError(f"the request runs on {target.name} already", 409)
         if not target.does("decode"):
-            why = "is about to prefill only" if target.next_role else "does not decode"
-            raise TargetError(f"{target.name} {why}", 409)
+            problem = "is about to prefill only" if target.next_role else "does not decode"
+            raise TargetError(f"{target.name} {problem}", 409)
         if not target.open or target.state.hello is None:
             raise TargetError(f"{target.name} is not taking requests", 503)
         kv = session.instance.state.settings if session.instance is not None else None

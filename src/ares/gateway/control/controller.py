@@ -163,7 +163,7 @@ class Controller:
         self._policy: Preset = self.find_preset(name)
         self.preset = name
         chosen = self._policy.for_objectives(self._config.slo_ttft_s)
-        if _needs_remaining_tokens(chosen):
+        if _needs_remaining_tokens(chosen) or self._config.role_planner != "off":
             compile_ahead()
             lengths.prepare()
             self.snapshots.lengths.compile()
@@ -206,6 +206,11 @@ class Controller:
     def waiting(self) -> int:
         """How many prefilled sessions wait for admission."""
         return sum(1 for one in self._waiting.values() if one.session.phase is Phase.WAITING)
+
+    @property
+    def waiting_tokens(self) -> int:
+        """How many tokens the sessions that wait for admission have."""
+        return sum(one.session.tokens for one in self._waiting.values())
 
     @property
     def suspended(self) -> int:

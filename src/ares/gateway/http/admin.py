@@ -162,8 +162,9 @@ async def undrain(name: str, request: Request) -> dict[str, Any]:
 @router.post("/instances/{name:path}/role", responses=errors(400, 404, 409, 503))
 async def role(name: str, request: Request, body: RoleRequest) -> dict[str, Any]:
     """Change the role of an instance while it runs; answers at once, the status shows when it has it."""
-    gateway: Gateway = request.app.state.gateway
-    instance = find_instance(gateway, name)
+    models: Models = request.app.state.models
+    instance = find_instance(models, name)
+    gateway = models.of_instance(instance)
     wanted = next((known for known in ROLES if known == body.role), None)
     if wanted is None:
         raise AdminError(400, f"unknown role {body.role!r}: {', '.join(ROLES)}", "unknown_role")

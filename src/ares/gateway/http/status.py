@@ -83,6 +83,7 @@ def _of_model(gateway: Gateway) -> dict[str, Any]:
             for i in gateway.pool.instances
         ],
         "requests": [_request(s, rows.get(s.key or "")) for s in list(gateway.sessions.values())],
+        "roles": gateway.role_planner.status,
         "learner_ages_s": gateway.learners.ages(),
         "learner_old_s": gateway.tuning.learner_old_s,
     }
