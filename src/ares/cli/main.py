@@ -299,6 +299,10 @@ def gateway(
             metavar="SECONDS|none", help="Objective for the longest gap of a stream, in seconds, or none; by default 2."
         ),
     ] = None,
+    role_planner: Annotated[
+        str | None,
+        typer.Option(metavar="off|advise|act", help="Plan the roles of instances by their load (docs/roles.md)."),
+    ] = None,
     decision_log: Annotated[Path | None, typer.Option(help="File for every decision, for `ares replay`.")] = None,
     record: Annotated[Path | None, typer.Option(help="Folder for a recording of the run, for the simulator.")] = None,
     shutdown_timeout_s: Annotated[
@@ -354,6 +358,7 @@ def gateway(
             slo_ttft_s=slo_ttft_s,
             slo_tpot_s=slo_tpot_s,
             slo_gap_s=slo_gap_s,
+            role_planner=role_planner,
             decision_log=decision_log,
             record=record,
             shutdown_timeout_s=shutdown_timeout_s,

@@ -77,6 +77,7 @@ def status(
         highlight=False,
     )
     operator_tables.instances(read, console)
+    operator_tables.roles(read, console)
     operator_learners.refusals(read["instances"], console)
     console.print()
     operator_learners.learners(read, console)

@@ -77,6 +77,18 @@ def _instances(title: str, rows: list[Row], names: _Names, to: Console, *, learn
         to.print(Text(f"versions of the predictor: {_versions(rows)}"))
 
 
+def roles(read: Row, to: Console) -> None:
+    """Print what the planner of roles says, where there is one."""
+    for of_model in read.get("models") or [read]:
+        plan = of_model.get("roles") or {}
+        if plan.get("planner", "off") == "off":
+            continue
+        advice = plan["advice"]
+        does = f"; {advice['instance']} should become {advice['role']}" if advice else ""
+        name = f" of {of_model['name']}" if "models" in read else ""
+        to.print(Text(f"roles{name} ({plan['planner']}): {plan['reason'] or 'not planned yet'}{does}"))
+
+
 def _versions(rows: list[Row]) -> str:
     """Return which instances run which version of the predictor."""
     by_version: dict[str, list[str]] = {}
