@@ -80,8 +80,10 @@ class Pressure(Roles):
         self._prefill = self._decode = math.nan
         # Seconds for which the present direction has been worth a change: above 0 to prefill, below 0 to decode.
         self._for_s = 0.0
-        # Seconds since a change was last under way.
+        # Seconds since a change was last under way, or has been decided, or the instances were others.
         self._since_change_s = math.inf
+        # Instances of each role in the newest view; NaN before the first.
+        self._counts = (math.nan, math.nan)
 
     def plan(self, pool: RolePool) -> RolePlan:
         """Return what the load needs, and at most one change."""
@@ -100,11 +102,14 @@ class Pressure(Roles):
             return replace(plan, reason=f"{wish.reason}, but a role has just changed")
         if giver is None:
             return replace(plan, reason=f"{wish.reason}, but no instance can change its role")
-        self._for_s = 0.0
+        self._for_s = self._since_change_s = 0.0
         return replace(plan, change=RoleChange(giver, wish.to))
 
     def _smooth(self, pool: RolePool) -> None:
-        self._since_change_s = 0.0 if pool.changing else self._since_change_s + pool.elapsed_s
+        counts = float(np.sum(~pool.decodes)), float(np.sum(pool.decodes))
+        others = not math.isnan(self._counts[0]) and counts != self._counts
+        self._counts = counts
+        self._since_change_s = 0.0 if pool.changing or others else self._since_change_s + pool.elapsed_s
         prefill, decode = self._loads(pool)
         share = -math.expm1(-pool.elapsed_s / self.settings.smoothing_s) if self.settings.smoothing_s else 1.0
         self._prefill = prefill if math.isnan(self._prefill) else self._prefill + share * (prefill - self._prefill)
@@ -162,9 +167,12 @@ class Pressure(Roles):
             "decode": self._decode,
             "for_s": self._for_s,
             "since_change_s": self._since_change_s,
+            "prefill_instances": self._counts[0],
+            "decode_instances": self._counts[1],
         }
 
     def remember(self, memory: Mapping[str, float]) -> None:
         """Restore it."""
         self._prefill, self._decode = memory["prefill"], memory["decode"]
         self._for_s, self._since_change_s = memory["for_s"], memory["since_change_s"]
+        self._counts = memory["prefill_instances"], memory["decode_instances"]
