@@ -20,7 +20,7 @@ from ares.policy.roles import (
     role_policy,
 )
 
-AT_ONCE = PressureSettings(smoothing_s=0.0, patience_s=0.0, cooldown_s=0.0)
+AT_ONCE = PressureSettings(smoothing_s=0.0, patience_s=0.0, cooldown_s=0.0, queue_share=0.25, margin=0.1)
 
 
 def pool(prefill: list[float], decode: list[float], **changes: Any) -> RolePool:

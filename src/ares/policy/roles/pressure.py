@@ -43,13 +43,13 @@ class PressureSettings:
         Seconds after a change in which no other one is made.
     """
 
-    smoothing_s: float = 10.0
-    queue_share: float = 0.25
+    smoothing_s: float = 5.0
+    queue_share: float = 1.0
     busy_share: float = 0.85
     memory_share: float = 0.9
     least_pressure: float = 0.7
-    margin: float = 0.1
-    patience_s: float = 10.0
+    margin: float = 0.2
+    patience_s: float = 4.0
     cooldown_s: float = 30.0
 
     def __post_init__(self) -> None:
