@@ -30,6 +30,8 @@ from ares.logs import Format, Level
 from ares.objectives import DEFAULT_GAP_S, Gap, ServiceClass
 from ares.otlp import traces_url
 from ares.policy import PRESETS, Preset
+from ares.policy.roles import PressureSettings
+from ares.policy.settings import make_settings
 from ares.protocol.keys import ControlKey, clean
 from ares.yaml_errors import MALFORMED
 
@@ -168,6 +170,10 @@ class GatewayConfig(BaseSettings):
     """Seconds between two rebalancing decisions."""
     telemetry_interval_s: float = Field(default=0.1, gt=0)
     """Seconds between two reports of an instance."""
+    role_planner: Literal["off", "advise", "act"] = "off"
+    """Whether the roles of instances are planned by their load (docs/roles.md): `advise` only says what to change."""
+    role_planner_settings: dict[str, float] = Field(default_factory=dict, examples=[{"cooldown_s": 60}])
+    """Settings of the planner that replace its own."""
     cooldown_s: float | None = Field(default=None, ge=0)
     """The policy does not move a request again for this long; by default its own `cooldown_s`, or 3 s."""
     commanded_cooldown_s: float = Field(default=60.0, ge=0)
@@ -228,6 +234,14 @@ class GatewayConfig(BaseSettings):
     @classmethod
     def _sources(cls, value: list[str]) -> list[str]:
         return list(dict.fromkeys(parse_source(text).text for text in value))
+
+    @field_validator("role_planner_settings")
+    @classmethod
+    def _planned(cls, value: dict[str, float], info: ValidationInfo) -> dict[str, float]:
+        if value and info.data.get("role_planner") == "off":
+            raise ValueError("they have no effect while role_planner is off")
+        make_settings(PressureSettings, value)
+        return value
 
     @field_validator("otlp_traces_endpoint")
     @classmethod

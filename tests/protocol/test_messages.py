@@ -13,6 +13,7 @@ COMMANDS: list[messages.Command] = [
     messages.Release("nonce/2"),
     messages.Drain(True),
     messages.Drain(True, 60.0),
+    messages.ChangeRole(7, "prefill", 60.0),
     messages.Lease(7, "gateway", 3.0),
     messages.FollowKvEvents(7),
 ]
@@ -24,6 +25,7 @@ EVENTS: list[messages.Event] = [
     messages.Predicted("nonce/3", (1.0, 20.5, 300.0), "network:0:AAA="),
     messages.CutResult(7, "nonce/2", "pinned", 3, [1, 2, 3], {"remote_block_ids": [[1, 2]], "remote_num_tokens": 9}),
     messages.LeaseResult(7, "gateway", granted=False),
+    messages.RoleResult(7, "decode", "prefill"),
     messages.KvEvents(7, 3, [b"batch", b""]),
 ]
 

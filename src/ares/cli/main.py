@@ -59,6 +59,7 @@ for command in (
     operator_cli.migrate,
     operator_cli.drain,
     operator_cli.undrain,
+    operator_cli.role,
     operator_cli.preset,
     operator_cli.replay,
 ):
@@ -164,6 +165,9 @@ def worker(
     drain_deadline: Annotated[
         float, typer.Option(min=0, help="Seconds that a SIGTERM waits for requests to leave; 0 ends at once.")
     ] = DEFAULT_DRAIN_S,
+    fixed_role: Annotated[
+        bool, typer.Option("--fixed-role", help="Keep this role: refuse `ares role` and the planner of roles.")
+    ] = False,
     control_key_file: ControlKeyFile = None,
     control_insecure: Annotated[
         bool, typer.Option("--control-insecure", help="Take commands from any host, without a key.")
@@ -197,7 +201,8 @@ def worker(
         except LaunchError as error:
             exit_with_error(str(error))
         published = published_address.published(host, advertise_host)
-        _serve_mock(simulate, model, flags, (name, role, host, port, control_port), published, drain_deadline)
+        identity = (name, role, host, port, control_port)
+        _serve_mock(simulate, model, flags, identity, published, drain_deadline, fixed_role=fixed_role)
         return
     try:
         serve(
@@ -217,6 +222,7 @@ def worker(
                 record_fraction=record_fraction,
                 learning=LearningFlags(learn, learn_folder, record_at_once, record_token_ids),
                 drain_deadline_s=drain_deadline,
+                fixed_role=fixed_role,
                 control_insecure=control_insecure,
                 allow_unsupported_vllm=allow_unsupported_vllm,
                 connector=connector,  # type: ignore[arg-type] # an unknown one fails in vLLM
@@ -234,6 +240,8 @@ def _serve_mock(
     identity: tuple[str | None, Any, str, int, int],
     advertise_host: str,
     drain_deadline_s: float,
+    *,
+    fixed_role: bool,
 ) -> None:
     import logging
 
@@ -249,7 +257,7 @@ def _serve_mock(
         *_, host, port, control_port = identity
         ports = {"--port": port, "--control-port": control_port}
         addresses.check(host, {flag: range(first, first + instances) if first else () for flag, first in ports.items()})
-        found = serve.identities(*identity, instances, advertise_host)
+        found = serve.identities(*identity, instances, advertise_host, fixed_role=fixed_role)
         serve.serve(found, engine, models.resolve(model, weights=False, console=_errors), drain_deadline_s)
     except (ProfileError, settings.FlagError, mock_model.VocabularyError, OSError) as error:
         exit_with_error(str(error))
@@ -290,6 +298,10 @@ def gateway(
         typer.Option(
             metavar="SECONDS|none", help="Objective for the longest gap of a stream, in seconds, or none; by default 2."
         ),
+    ] = None,
+    role_planner: Annotated[
+        str | None,
+        typer.Option(metavar="off|advise|act", help="Plan the roles of instances by their load (docs/roles.md)."),
     ] = None,
     decision_log: Annotated[Path | None, typer.Option(help="File for every decision, for `ares replay`.")] = None,
     record: Annotated[Path | None, typer.Option(help="Folder for a recording of the run, for the simulator.")] = None,
@@ -346,6 +358,7 @@ def gateway(
             slo_ttft_s=slo_ttft_s,
             slo_tpot_s=slo_tpot_s,
             slo_gap_s=slo_gap_s,
+            role_planner=role_planner,
             decision_log=decision_log,
             record=record,
             shutdown_timeout_s=shutdown_timeout_s,

@@ -1,4 +1,4 @@
-"""The operator's commands: `ares status`, `migrate`, `drain`, `undrain`, `preset` and `replay`."""
+"""The operator's commands: `ares status`, `migrate`, `drain`, `undrain`, `role`, `preset` and `replay`."""
 
 import http.client
 import json
@@ -77,6 +77,7 @@ def status(
         highlight=False,
     )
     operator_tables.instances(read, console)
+    operator_tables.roles(read, console)
     operator_learners.refusals(read["instances"], console)
     console.print()
     operator_learners.learners(read, console)
@@ -133,6 +134,32 @@ def undrain(
     """Put a drained instance back into service."""
     _call(f"{url}/admin/v1/instances/{urllib.parse.quote(instance, safe='')}/undrain", key_file, {})
     typer.echo(f"{instance} takes requests again")
+
+
+def role(
+    instance: Annotated[str, typer.Argument(help="Name of the instance (see `ares status`).")],
+    role: Annotated[str, typer.Argument(help="prefill, decode or both; its own role ends a change that is under way.")],
+    deadline: Annotated[
+        float, typer.Option(min=0, help="Seconds until it keeps its role, where work of that is left.")
+    ] = 60.0,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until it has the role, or keeps the one it had.")] = False,
+    url: Url = "http://127.0.0.1:8000",
+    key_file: KeyFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change the role of an instance while it runs: what the new role excludes ends or is moved away first."""
+    path = f"{url}/admin/v1/instances/{urllib.parse.quote(instance, safe='')}/role"
+    record = _call(path, key_file, {"role": role, "deadline_s": deadline})
+    if wait:
+        record |= _until_changed(record["name"], deadline + _AFTER_DEADLINE_S, url, key_file)
+    if as_json:
+        typer.echo(json.dumps(record, indent=2))
+    elif record["next_role"]:
+        typer.echo(f"{record['name']} changes from {record['role']} to {record['next_role']}; left: {record['left']}")
+    else:
+        typer.echo(f"{record['name']} has the role {record['role']}")
+    if wait and record["role"] != role:
+        sys.exit(1)
 
 
 def preset(
@@ -226,6 +253,23 @@ def _until_empty(instance: str, timeout_s: float, url: str, key_file: Path | Non
             if not left or time.monotonic() > until:
                 return left
             shown.update(task, description=f"{instance} is draining, {left} left")
+            time.sleep(_POLL_S)
+
+
+def _until_changed(instance: str, timeout_s: float, url: str, key_file: Path | None) -> dict[str, Any]:
+    """Wait until an instance is about to have no other role, and return what it has."""
+    until = time.monotonic() + timeout_s
+    columns = (SpinnerColumn(), TextColumn("{task.description}"))
+    with progress_display(_errors, *columns, transient=True) as shown:
+        task = shown.add_task(f"{instance} changes its role", total=None)
+        while True:
+            rows = {row["name"]: row for row in _call(f"{url}/admin/v1/status", key_file)["instances"]}
+            row = rows.get(instance)
+            if row is None or not row["healthy"]:
+                exit_with_error(f"{instance} is lost", 1)
+            if row["next_role"] is None or time.monotonic() > until:
+                return {name: row[name] for name in ("role", "next_role", "role_left_s", "left")}
+            shown.update(task, description=f"{instance} becomes {row['next_role']}, {row['left']} left")
             time.sleep(_POLL_S)
 
 

@@ -77,6 +77,18 @@ def _instances(title: str, rows: list[Row], names: _Names, to: Console, *, learn
         to.print(Text(f"versions of the predictor: {_versions(rows)}"))
 
 
+def roles(read: Row, to: Console) -> None:
+    """Print what the planner of roles says, where there is one."""
+    for of_model in read.get("models") or [read]:
+        plan = of_model.get("roles") or {}
+        if plan.get("planner", "off") == "off":
+            continue
+        advice = plan["advice"]
+        does = f"; {advice['instance']} should become {advice['role']}" if advice else ""
+        name = f" of {of_model['name']}" if "models" in read else ""
+        to.print(Text(f"roles{name} ({plan['planner']}): {plan['reason'] or 'not planned yet'}{does}"))
+
+
 def _versions(rows: list[Row]) -> str:
     """Return which instances run which version of the predictor."""
     by_version: dict[str, list[str]] = {}
@@ -121,6 +133,10 @@ def _state(row: Row, _: _Names) -> str:
     )
 
 
+def _role(row: Row, _: _Names) -> str:
+    return f"{row['role']} → {row['next_role']}" if row.get("next_role") else str(row["role"])
+
+
 def _memory(row: Row, _: _Names) -> str | None:
     return f"{row['kv_blocks_used'] / row['kv_blocks']:.0%}" if row.get("kv_blocks") else None
 
@@ -152,7 +168,7 @@ def _field(name: str) -> Read:
 
 _INSTANCES: dict[str, Read] = {
     "instance": lambda row, names: names.instances[row["name"]],
-    "role": _field("role"),
+    "role": _role,
     "state": _state,
     "running": _field("running"),
     "waiting": _field("waiting"),

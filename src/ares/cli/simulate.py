@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -431,6 +432,71 @@ def prefixes(
                 times = (f"{run['ttft_s']['p50']:.3f}", f"{run['ttft_s']['p99']:.3f}")
                 table.add_row(run["prefill"], f"{run['load']:g}", f"{100 * run['hit_rate']:.1f}", *times)
             tables.show(table)
+
+
+@app.command()
+def roles(
+    first: Annotated[Path, typer.Option(help="A trace: the traffic in the morning and in the evening.")],
+    second: Annotated[Path, typer.Option(help="A trace: the traffic at noon.")],
+    profile: ProfileName = "r1-qwen-7b-80gb",
+    instances: Annotated[int, typer.Option(min=3, max=64, help="Instances, each of which prefills or decodes.")] = 8,
+    preset: Annotated[str, typer.Option(help="Policy preset.")] = "static-least-loaded",
+    predictor: Annotated[str, typer.Option(help="Error of the predictor, by name or file.")] = "continuous",
+    load: Annotated[
+        float, typer.Option(min=0.01, max=10, help="Load if the ratio of the roles were the best one at all times.")
+    ] = 0.7,
+    day: Annotated[float, typer.Option(min=60, max=86400, help="Seconds that the day is scaled to.")] = 2400.0,
+    slo_ttft: SloTtft = 10.0,
+    slo_tpot: SloTpot = 0.05,
+    seed: Seed = 1,
+    json_path: Out = None,
+) -> None:
+    """Compare instances that change roles with every fixed ratio, over a day of changing traffic."""
+    with user_errors():
+        from ares.cli import given_options as options
+        from ares.policy import preset as known_preset
+        from ares.policy.roles import PressureSettings
+        from ares.simulator import metrics, role_day
+        from ares.simulator.error_model_files import error_model
+        from ares.simulator.profile import load_profile
+        from ares.traces import read_trace
+
+        options.refuse_not_finite(load=load, day=day, slo_ttft=slo_ttft, slo_tpot=slo_tpot)
+        policy = known_preset(preset)
+        if policy.sees_prefixes:
+            raise ValueError(f"--preset {preset} needs prompts, and the simulator knows their lengths alone")
+        engine, settings = load_profile(profile), PressureSettings()
+        works = read_trace(first), read_trace(second)
+        rates = [load * role_day.best_rate(work, engine, instances) for work in works]
+        work = role_day.changing_mix(*works, (rates[0], rates[1]), day, seed)
+        with progress_bar() as bar:
+            task = bar.add_task("ratios", total=1.0)
+            runs = role_day.compare(
+                work, engine, instances, (preset, policy), error_model(predictor), (slo_ttft, slo_tpot),
+                settings, lambda share: bar.update(task, completed=share),
+            )  # fmt: skip
+        result: dict[str, Any] = {
+            "first": first.name, "second": second.name, "profile": engine.name, "instances": instances,
+            "preset": preset, "predictor": predictor, "load": load, "day_s": day, "requests": len(work),
+            "rates_rps": rates, "slo_ttft_s": slo_ttft, "slo_tpot_s": slo_tpot, "seed": seed,
+            "planner": asdict(settings), "runs": runs,
+        }  # fmt: skip
+        if json_path is not None:
+            write_json(result | {"provenance": metrics.provenance()}, json_path)
+        if str(json_path) != "-":
+            _show_roles(result)
+
+
+def _show_roles(result: dict[str, Any]) -> None:
+    columns = ("SLOs\nmet", "TTFT\np50 s", "TTFT\np99 s", "TPOT\np99 ms", "preempt", "moves", "changes")
+    title = f"{result['requests']} requests on {result['instances']} instances"
+    table = tables.table("prefill + decode", *columns, title=title)
+    for run in result["runs"]:
+        name = "planned" if run["planned"] else f"{result['instances'] - run['decode']} + {run['decode']}"
+        times = (f"{run['ttft_s']['p50']:.3g}", f"{run['ttft_s']['p99']:.4g}", f"{run['tpot_s']['p99'] * 1e3:.1f}")
+        counts = (run["preemptions"], run["migrations"], len(run["changes"]))
+        table.add_row(name, f"{run['slo_share']:.1%}", *times, *map(str, counts))
+    tables.show(table)
 
 
 @app.command()

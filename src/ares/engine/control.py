@@ -22,6 +22,7 @@ from zmq.utils.monitor import recv_monitor_message
 from ares.engine.kv_events import KvEventLog
 from ares.engine.learning import service
 from ares.engine.lease import ControllerLease
+from ares.engine.role_state import RoleState
 from ares.protocol import messages, rpc
 from ares.protocol.keys import ControlKey
 
@@ -112,7 +113,8 @@ class ControlChannel:
     ) -> None:
         self._learning = learning
         self._kv_events = kv_events
-        self._hello = rpc.encode(hello)
+        self._hello = hello
+        self._roles = RoleState(hello.role, hello.roles)
         self._telemetry = telemetry
         self._notify = notify
         self._commands: deque[tuple[bytes, EngineCommand]] = deque()
@@ -145,6 +147,11 @@ class ControlChannel:
             raise
         self._thread = threading.Thread(target=self._run, name="ares-control", daemon=True)
         self._thread.start()
+
+    @property
+    def role(self) -> messages.Role:
+        """The role of the instance now. Any thread."""
+        return self._roles.role
 
     @property
     def waiting(self) -> bool:
@@ -246,6 +253,8 @@ class ControlChannel:
                 self._subscribe(sender, command)
             elif isinstance(command, messages.Drain):
                 self.drain(command.draining, command.deadline_s)
+            elif isinstance(command, messages.ChangeRole):
+                self._outgoing.append((sender, rpc.encode(self._roles.order(command, time.monotonic()))))
             elif isinstance(command, messages.Lease):
                 self._outgoing.append((sender, rpc.encode(self._lease.request(command, time.monotonic()))))
             elif isinstance(command, messages.FollowKvEvents):
@@ -281,7 +290,7 @@ class ControlChannel:
         subscriber = self._subscribers.get(sender)
         if subscriber is None:
             subscriber = self._subscribers[sender] = _Subscriber()
-            self._outgoing.append((sender, self._hello))
+            self._outgoing.append((sender, rpc.encode(msgspec.structs.replace(self._hello, role=self._roles.role))))
         subscriber.gateway = command.gateway
         self.disconnected.pop(command.gateway, None)
         # In this order NaN gives the shortest; an infinite interval must not outlast the subscription.
@@ -305,6 +314,7 @@ class ControlChannel:
             load = self._telemetry()
             if load is None:
                 return
+            load = self._roles.report(load, now)
             body = rpc.encode(self._with_drain(load, now) if self.draining else load)
             for identity in due:
                 if identity in self._subscribers:

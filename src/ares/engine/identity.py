@@ -46,6 +46,8 @@ class InstanceSettings(msgspec.Struct, frozen=True):
         How many requests it then records at the same time, and whether with their token ids.
     drain_deadline_s
         How long an instance drains after a SIGTERM; 0: not at all.
+    roles
+        The roles that it can have while it runs.
     """
 
     name: str
@@ -65,6 +67,7 @@ class InstanceSettings(msgspec.Struct, frozen=True):
     record_at_once: int = 16
     record_token_ids: bool = False
     drain_deadline_s: float = 0.0
+    roles: tuple[Role, ...] = ()
 
     @property
     def on_loopback(self) -> bool:

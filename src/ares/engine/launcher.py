@@ -26,6 +26,7 @@ from ares.engine.learning.flags import DEFAULT_AT_ONCE, LEARN, LearningFlags, Op
 from ares.engine.learning.folder import version_of
 from ares.engine.logs import follow_vllm
 from ares.engine.prediction import predictor_choice
+from ares.engine.role_state import ALL_ROLES
 from ares.free_ports import free_port
 from ares.models import resolve as models
 from ares.predictor import shards
@@ -73,6 +74,7 @@ class WorkerSettings:
     record_fraction: float | None = None
     learning: LearningFlags = field(default_factory=LearningFlags)
     drain_deadline_s: float = DEFAULT_DRAIN_S
+    fixed_role: bool = False
     control_insecure: bool = False
     allow_unsupported_vllm: bool = False
     vllm_flags: tuple[str, ...] = ()
@@ -139,6 +141,7 @@ def serve(settings: WorkerSettings) -> None:
             record_token_ids=settings.learning.record_token_ids,
             # Without our connector there is no channel to tell gateways of a drain.
             drain_deadline_s=settings.drain_deadline_s if settings.connector == "ares" else 0.0,
+            roles=(settings.role,) if settings.fixed_role else ALL_ROLES,
         )
     )
     _check_packages()
@@ -214,8 +217,9 @@ def _vllm_arguments(settings: WorkerSettings, folder: str, on_cpu: bool) -> list
     if settings.connector != "none":
         arguments += ["--kv-transfer-config", json.dumps(transfer)]
     given = given_flags.names(flags)
-    if settings.role != "prefill" and "scheduling-policy" not in given:
-        # Out of memory, vLLM then preempts the request with the largest predicted memory-time, not the newest one.
+    if "scheduling-policy" not in given:
+        # Out of memory, vLLM then preempts the request with the largest predicted memory-time, not the newest one. In
+        # every role, since that may change: prefills have no priority, and remain in the order of their arrival.
         arguments += ["--scheduling-policy", "priority"]
     if settings.connector == "ares" and "kv-events-config" not in given:
         arguments += ["--kv-events-config", kv_events.FLAG_VALUE]

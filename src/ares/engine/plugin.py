@@ -36,7 +36,8 @@ class InstancePlugin:
 
         @app.get(INSTANCE_ROUTE)  # type: ignore[untyped-decorator]
         async def describe() -> Any:
-            return msgspec.to_builtins(self._description)
+            load, described = channel.telemetry, msgspec.to_builtins(self._description)
+            return described | ({"role": load.role} if load is not None and load.role is not None else {})
 
         @app.get(READY_ROUTE)  # type: ignore[untyped-decorator]
         async def ready() -> JSONResponse:

@@ -14,6 +14,8 @@ from ares.gateway.control.backlog import Backlog
 from ares.gateway.control.controller import Controller
 from ares.gateway.control.drain import Drainer
 from ares.gateway.control.predictions import PredictionScores, rows_by_key
+from ares.gateway.control.role_planner import RolePlanner
+from ares.gateway.control.roles import RoleChanges
 from ares.gateway.control.snapshot import accepting
 from ares.gateway.discovery.membership import Membership, make_sources
 from ares.gateway.openai import generation_defaults
@@ -151,6 +153,8 @@ class Gateway:
         self.pool: Pool
         self.membership: Membership
         self.controller: Controller
+        self.roles: RoleChanges
+        self.role_planner = RolePlanner(self, tuning)
         self.drainer = Drainer(self, self._spawn, tuning)
         self.recorder = Recorder(config.record)
         self.backlog = Backlog(
@@ -194,12 +198,17 @@ class Gateway:
             self.tuning,
             self.counts,
         )
+        self.roles = RoleChanges(
+            self.pool, self.metrics, self.controller.lease, self._spawn, config.telemetry_interval_s, self.tuning
+        )
         logger.info("this gateway is called %s", self.name)
         self.pool.start()
         self._spawn(self.controller.admit_waiting())
         self._spawn(self.controller.rebalance())
         self._spawn(self._supervise())
         self._spawn(self.drainer.run())
+        self._spawn(self.roles.run())
+        self._spawn(self.role_planner.run())
         if self.counts.processes > 1:
             self._spawn(self.controller.publish_placed())
 
@@ -421,8 +430,9 @@ class Gateway:
             raise TargetError(f"{target.name} does not serve {self.names[0]}: requests do not move between models", 409)
         if target is session.instance:
             raise TargetError(f"the request runs on {target.name} already", 409)
-        if target.role == "prefill":
-            raise TargetError(f"{target.name} does not decode", 409)
+        if not target.does("decode"):
+            problem = "is about to prefill only" if target.next_role else "does not decode"
+            raise TargetError(f"{target.name} {problem}", 409)
         if not target.open or target.state.hello is None:
             raise TargetError(f"{target.name} is not taking requests", 503)
         kv = session.instance.state.settings if session.instance is not None else None

@@ -132,6 +132,11 @@ class FreeRunningInstance:
         return control_address(self.identity.published_host, self.identity.control_port)
 
     @property
+    def role(self) -> messages.Role:
+        """Its role now."""
+        return self._control.role
+
+    @property
     def streams(self) -> int:
         """Number of streams that have not ended."""
         return len(self._streams)

@@ -58,7 +58,7 @@ class Instance:
         self.model = model
         self.boot = uuid.uuid4().hex
         self.faults = FaultState()
-        self.predictor = MockPredictor(None if identity.role == "prefill" else settings.prediction_error)
+        self.predictor = MockPredictor(settings.prediction_error)
         self.prefix_cache = PrefixCache(settings.kv_blocks * settings.prefix_caching, settings.profile.block_size)
         self.batch = self.make_batch(self._pull)
         self.pins = Pins(settings.lease_s, self._free)
@@ -107,6 +107,11 @@ class Instance:
     def control_address(self) -> str:
         """Where gateways reach its control channel."""
         return control_address(self.identity.published_host, self.identity.control_port)
+
+    @property
+    def role(self) -> messages.Role:
+        """Its role now."""
+        return self.channel.role
 
     @property
     def draining(self) -> bool:

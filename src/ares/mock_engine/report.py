@@ -9,6 +9,7 @@ import msgspec
 from ares import __version__
 from ares.engine import forecast_metrics
 from ares.engine.identity import InstanceSettings, describe
+from ares.engine.role_state import ALL_ROLES
 from ares.mock_engine.batch import Batch
 from ares.mock_engine.faults import PREDICTIONS, FaultState, faulty_telemetry
 from ares.mock_engine.pins import Pins
@@ -17,6 +18,7 @@ from ares.mock_engine.request import Request
 from ares.mock_engine.settings import EngineSettings, Identity
 from ares.protocol import messages
 from ares.protocol.fields import RequestState
+from ares.protocol.messages import Role
 
 _FROZEN_POLL_S = 0.05
 
@@ -49,6 +51,11 @@ class Described(Protocol):
     @property
     def control_address(self) -> str:
         """Where its control channel is bound."""
+        ...
+
+    @property
+    def role(self) -> Role:
+        """Its role now."""
         ...
 
 
@@ -87,13 +94,14 @@ def hello(instance: Described) -> messages.Hello:
         max_num_seqs=settings.profile.max_num_seqs,
         max_num_batched_tokens=settings.profile.max_num_batched_tokens,
         kv_events=settings.prefix_caching,
+        roles=[identity.role] if identity.fixed_role else list(ALL_ROLES),
     )
 
 
 def description(instance: Described) -> messages.Description:
     """Return the body of `/ares/v1/instance`."""
     identity, settings = instance.identity, instance.settings
-    launched = InstanceSettings(identity.name, identity.role, instance.boot, instance.control_address)
+    launched = InstanceSettings(identity.name, instance.role, instance.boot, instance.control_address)
     return describe(launched, list(settings.names or (settings.model,)), settings.folder)
 
 
@@ -168,6 +176,7 @@ def _telemetry(instance: Reported, number: int) -> messages.Telemetry:
         preemptions=instance.batch.preemptions,
         rows=rows,
         busy_s=instance.busy_s,
+        prefilling=sum(request.remote_decode for request in requests),
     )
 
 

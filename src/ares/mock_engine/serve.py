@@ -236,7 +236,15 @@ def _extend(instance: Instance, request: HttpRequest, connection: Connection) ->
 
 
 def identities(
-    name: str | None, role: Role, host: str, port: int, control_port: int, count: int, advertise_host: str = ""
+    name: str | None,
+    role: Role,
+    host: str,
+    port: int,
+    control_port: int,
+    count: int,
+    advertise_host: str = "",
+    *,
+    fixed_role: bool = False,
 ) -> list[Identity]:
     """Return `count` identities: consecutive ports, numbered names; a control port of 0 is any free one."""
     found: list[Identity] = []
@@ -245,7 +253,8 @@ def identities(
         control = control_port + n if control_port else free_port(host, taken)
         taken.add(control)
         numbered = f"{name}-{n}" if name and count > 1 else name
-        found.append(Identity(numbered or f"{role}-{port + n}", role, host, port + n, control, advertise_host))
+        own_name = numbered or f"{role}-{port + n}"
+        found.append(Identity(own_name, role, host, port + n, control, advertise_host, fixed_role))
     return found
 
 

@@ -67,7 +67,10 @@ class EngineSettings:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Name, role and addresses of an instance: `host` is listened on, `advertise_host` (or else `host`) published."""
+    """Name, first role, addresses: `host` is listened on, `advertise_host` (or else `host`) published.
+
+    With `fixed_role` it keeps that role.
+    """
 
     name: str
     role: Role
@@ -75,6 +78,7 @@ class Identity:
     port: int
     control_port: int
     advertise_host: str = ""
+    fixed_role: bool = False
 
     @property
     def published_host(self) -> str:

@@ -2,7 +2,8 @@
 
 The gateway subscribes and sends commands. The instance answers the first `Subscribe` with its `Hello`, then sends
 `Telemetry` at the interval that was asked for, `KvReceived` for each request whose KV it pulled, `Predicted` for each
-request that it only prefilled, and one `CutResult`, `CopyResult` or `LeaseResult` for each `Cut`, `Copy` or `Lease`.
+request that it only prefilled, and one `CutResult`, `CopyResult`, `LeaseResult` or `RoleResult` for each `Cut`, `Copy`,
+`Lease` or `ChangeRole`.
 To a gateway that has sent `FollowKvEvents` it also sends `KvEvents`: what enters and leaves its prefix cache.
 A learner (docs/learning.md) subscribes as a gateway does. It takes recorded states with `TakeRecorded`, answered by
 `Recorded`, and sends a new checkpoint of the predictor in one `CheckpointPart` after the other, each answered by
@@ -127,6 +128,17 @@ class Drain(msgspec.Struct, frozen=True, tag="drain"):
     deadline_s: _Amount | None = None
 
 
+class ChangeRole(msgspec.Struct, frozen=True, tag="change_role"):
+    """Become an instance of this role once the work that it excludes has ended here; answer with a `RoleResult`.
+
+    Where some is left after `deadline_s`, the instance keeps its role. Its own role ends a change that is under way.
+    """
+
+    call: _Count
+    role: Role
+    deadline_s: _Amount
+
+
 class Lease(msgspec.Struct, frozen=True, tag="lease"):
     """Let only gateway `holder` decide migrations for `ttl_s` seconds, 0 to end that; answer with a `LeaseResult`."""
 
@@ -168,7 +180,19 @@ class FollowKvEvents(msgspec.Struct, frozen=True, tag="follow_kv_events"):
     since: _Count = 0
 
 
-Command = Subscribe | Connect | Cut | Copy | Release | Drain | Lease | TakeRecorded | CheckpointPart | FollowKvEvents
+Command = (
+    Subscribe
+    | Connect
+    | Cut
+    | Copy
+    | Release
+    | Drain
+    | ChangeRole
+    | Lease
+    | TakeRecorded
+    | CheckpointPart
+    | FollowKvEvents
+)
 
 
 class KvGroup(msgspec.Struct, frozen=True, array_like=True):
@@ -192,8 +216,8 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     `Lease`. `max_num_seqs` and `max_num_batched_tokens` bound a step's batch. `kv_groups` are the KV cache groups
     whose blocks come from the pool of `kv_blocks`; none means a single one that grows with every token.
     `configuration` is what the engine runs with: no request moves between instances that differ in what decides KV
-    or tokens. `learns` is whether it answers a `TakeRecorded` and a `CheckpointPart`. An instance of an earlier
-    version does not send the last six.
+    or tokens. `learns` is whether it answers a `TakeRecorded` and a `CheckpointPart`. `roles` are those that it can
+    have: it answers a `ChangeRole` if there are any. An instance of an earlier version does not send the last eight.
     """
 
     name: str
@@ -215,6 +239,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     configuration: dict[str, str] = {}
     learns: bool = False
     kv_events: bool = False
+    roles: list[Role] = []
 
 
 class Row(msgspec.Struct, frozen=True, array_like=True):
@@ -240,7 +265,8 @@ class Telemetry(msgspec.Struct, frozen=True, tag="telemetry", rename={"resources
     `draining`: the instance takes no new requests, and those that can migrate are to leave; after `drain_left_s` the
     others are to leave too. `resources` counts the connector's objects apart from KV blocks, to find leaks. `predictor`
     is the version of the checkpoint that predicts; `predictor_refused` the newest version that the workers refused, and
-    why, as one sentence.
+    why, as one sentence. `prefilling` is how many of its requests are only prefilled here. `role` is its role now, None
+    from an instance of an earlier version, and `next_role` the one that it is about to have, in at most `role_left_s`.
     """
 
     sequence: _Count
@@ -259,6 +285,10 @@ class Telemetry(msgspec.Struct, frozen=True, tag="telemetry", rename={"resources
     drain_left_s: _Amount | None = None
     predictor: _Version = ""
     predictor_refused: tuple[_Version, str] = ("", "")
+    prefilling: _Tokens = 0
+    role: Role | None = None
+    next_role: Role | None = None
+    role_left_s: _Amount = 0.0
 
     @property
     def left(self) -> int:
@@ -331,6 +361,15 @@ class LeaseResult(msgspec.Struct, frozen=True, tag="leased"):
     granted: bool
 
 
+class RoleResult(msgspec.Struct, frozen=True, tag="role"):
+    """The answer to a `ChangeRole`: the role now, and the next one; `refused` is why it was not taken."""
+
+    call: _Count
+    role: Role
+    next_role: Role | None = None
+    refused: str = ""
+
+
 class Recorded(msgspec.Struct, frozen=True, tag="recorded"):
     """The answer to a `TakeRecorded`: a shard (`predictor/shards.py`), and how many others there are.
 
@@ -370,6 +409,7 @@ Event = (
     | CutResult
     | CopyResult
     | LeaseResult
+    | RoleResult
     | Recorded
     | CheckpointReceived
     | KvEvents

@@ -13,6 +13,7 @@ from ares.policy import ADMISSIONS, DISPATCHERS, Preset, decide_moves, rebalance
 from ares.policy.admission import PREFILLED_KV_KEPT_S
 from ares.policy.length_curves import ALL, Lengths
 from ares.policy.oom_avoidance import OomAvoidanceSettings, avoid_oom, exclude_conflicts
+from ares.policy.roles import Roles
 from ares.simulator.admission import free_expired_kv, refresh_and_admit, suspend_preempted
 from ares.simulator.classes import SimulatedClass, apply, assign, names
 from ares.simulator.decisions import kv_shares
@@ -23,6 +24,7 @@ from ares.simulator.moves import MoveRecord, carry_out
 from ares.simulator.prediction import add_length, remember
 from ares.simulator.profile import Profile, ProfileError
 from ares.simulator.python_policies import PythonPolicies
+from ares.simulator.roles import RoleRecord, SimulatedRoles
 from ares.simulator.state import BY_COMPILED_LOOP, BY_PYTHON_POLICY, IMMEDIATE, PARAMETERS, State, allocate
 from ares.simulator.telemetry import Telemetry
 from ares.traces import Workload
@@ -63,6 +65,7 @@ class Outcome:
     decision_s: NDArray[np.float64]
     """Wall time of each call of the rebalancer."""
     state: State
+    role_changes: list[RoleRecord] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -98,6 +101,9 @@ class Simulation:
         The limit that every request has for its output, and no prediction exceeds; by default the longest output.
     ended_before
         Lengths of the outputs that had ended when the run began, the newest last: what residual life starts from.
+    roles, decoding
+        Plans which instances prefill and which decode; `decode` and `prefill` are then the same instances, of which so
+        many decode at first. None: roles do not change.
     """
 
     workload: Workload
@@ -116,6 +122,8 @@ class Simulation:
     first_at_prefill: bool = False
     limit_tokens: int | None = None
     ended_before: Sequence[int] = ()
+    roles: Roles | None = None
+    decoding: int = 0
 
     def build(self) -> State:
         """Make the state at time zero; ProfileError or ValueError where the inputs cannot work."""
@@ -209,10 +217,14 @@ class Simulation:
         oom_settings = OomAvoidanceSettings(lookahead_s=2.0 * self.period_s + self.decode[0].stall_s)
         span = max(float(work.arrival_s[-1]), 1.0)
         sampling = max(span / _SAMPLES, self.period_s if moves_requests else 0.05)
-        period = self.period_s if moves_requests else sampling
+        period = self.period_s if moves_requests or self.roles is not None else sampling
         failures = sorted(self.failures)
         telemetry = Telemetry(self.preset, self.decode[0], state)
         python_policies = PythonPolicies(self.preset, telemetry)
+        roles = None
+        if self.roles is not None:
+            objectives = (self.ttft_s, self.tpot_s)
+            roles = SimulatedRoles(state, telemetry.cluster, self.roles, self.decoding, *objectives)
         samples: list[tuple[float, NDArray[np.float64], int]] = []
         moves: list[MoveRecord] = []
         decisions: list[float] = []
@@ -229,6 +241,8 @@ class Simulation:
             free_expired_kv(state, now)
             refresh_and_admit(state, now)
             python_policies.decide_periodically(now)
+            if roles is not None:
+                roles.step(now)
             if moves_requests:
                 if avoids_oom:
                     suspend_preempted(state, now)
@@ -278,4 +292,5 @@ class Simulation:
             wall_s=wall,
             decision_s=np.asarray(decisions),
             state=state,
+            role_changes=roles.records if roles is not None else [],
         )

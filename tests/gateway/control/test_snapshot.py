@@ -32,7 +32,7 @@ def instance(name: str, rows: list[messages.Row]) -> Any:
     hello = messages.Hello(name, "decode", "boot", messages.Peer("e", "h", 1), 128, 10, 2048, {})
     load = messages.Telemetry(1, 0, len(rows), 0, 0, 0.05, 9, 0, rows)
     state = SimpleNamespace(hello=hello, telemetry=load, capacity_tokens=1280, draining=False, layout=KvLayout(128))
-    return Known(name=name, state=state, open=True, closing=False)
+    return Known(name=name, state=state, takes=lambda _: True)
 
 
 def test_the_load_of_an_instance_is_its_blocks() -> None:

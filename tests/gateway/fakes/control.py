@@ -26,14 +26,16 @@ class SteeredChannel(ControlChannel):
         self._engine = engine
         self._fake = fake = engine.fake
         self._loop = asyncio.get_running_loop()
+        hello = report.hello(engine)
         hello = msgspec.structs.replace(
-            report.hello(engine),
+            hello,
             versions={"vllm": "fake"},
             token_bytes=1000.0,
             pull_within_step_bytes=1_000_000,
             prefix_caching=fake.prefix_caching,
             carries=list(fake.carries),
             leases=fake.leases,
+            roles=hello.roles if fake.roles is None else fake.roles,
             configuration=dict(fake.configuration),
             max_num_seqs=0,
             max_num_batched_tokens=0,

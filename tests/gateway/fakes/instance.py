@@ -61,6 +61,8 @@ class FakeInstance:
         self.prefix_caching = prefix_caching
         self.carries = carries
         """What it says to restore, from the next start on."""
+        self.roles: list[messages.Role] | None = None
+        """Roles that it says it can have, from the next start on; None: all."""
         self.leases = True
         """Whether it is of a version that answers a `Lease`."""
         self.pull_bytes_per_s = 0.0

@@ -138,6 +138,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             configuration=configuration.describe(vllm_config, predicts=bool(settings.predictor)),
             learns=self._learning is not None,
             kv_events=events_endpoint is not None,
+            roles=list(settings.roles),
         )
         self._channel = ControlChannel(
             settings.control_endpoint,
@@ -464,7 +465,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
     def telemetry(self) -> messages.Telemetry:
         """Return the load. Runs on the channel's thread: copies first, and never writes to vLLM's objects."""
         rows = []
-        running = waiting = preempted = 0
+        running = waiting = preempted = prefilling = 0
         for tracked in list(self._tracked.values()):
             request = tracked.request
             state: RequestState
@@ -477,6 +478,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             else:
                 waiting, state = waiting + 1, RequestState.WAITING
             preempted += request.num_preemptions
+            prefilling += tracked.is_prefill
             if tracked.key is not None:
                 resident = request.num_tokens if state in {RequestState.LOADING, RequestState.RUNNING} else 0
                 rows.append(messages.Row(tracked.key, resident, tracked.output_tokens, state, tracked.remaining()))
@@ -499,6 +501,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             resources=resources.count(),
             predictor=predicting.version,
             predictor_refused=predicting.refused,
+            prefilling=prefilling,
         )
 
     def _count_resources(self) -> dict[str, int]:

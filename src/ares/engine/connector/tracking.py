@@ -75,6 +75,12 @@ class TrackedRequest:
         """Whether it has no client and only copies KV to this instance."""
         return bool((self.request.kv_transfer_params or {}).get(fields.PRECOPY))
 
+    @property
+    def is_prefill(self) -> bool:
+        """Whether it is only prefilled here, for another instance to decode."""
+        params = self.request.kv_transfer_params or {}
+        return self.request.max_tokens == 1 and bool(params.get(fields.DO_REMOTE_DECODE))
+
     def remaining(self) -> tuple[float, float, float] | None:
         """Return the newest prediction, counted down to the tokens generated since; None without one."""
         if self.prediction is None or self.is_precopy:

@@ -163,7 +163,7 @@ class Controller:
         self._policy: Preset = self.find_preset(name)
         self.preset = name
         chosen = self._policy.for_objectives(self._config.slo_ttft_s)
-        if _needs_remaining_tokens(chosen):
+        if _needs_remaining_tokens(chosen) or self._config.role_planner != "off":
             compile_ahead()
             lengths.prepare()
             self.snapshots.lengths.compile()
@@ -208,6 +208,11 @@ class Controller:
         return sum(1 for one in self._waiting.values() if one.session.phase is Phase.WAITING)
 
     @property
+    def waiting_tokens(self) -> int:
+        """How many tokens the sessions that wait for admission have."""
+        return sum(one.session.tokens for one in self._waiting.values())
+
+    @property
     def suspended(self) -> int:
         """How many suspended sessions wait to be resumed."""
         return len(self._waiting) - self.waiting
@@ -233,7 +238,7 @@ class Controller:
         candidates = [
             i
             for i in self._pool.prefill_instances
-            if i.open
+            if i.takes("prefill")
             and i.state.serves(adapter)
             and i.state.fits(tokens + 1)
             and any(unfit(placement, each.state, i.state.settings) is None for each in decoding)
@@ -244,7 +249,7 @@ class Controller:
         computing: list[Instance] = []
         # Requests that wait for memory come before this one.
         if self._policy.sees_prefixes and not self._waiting:
-            able = (i for i in decoding if i.open and unfit(placement, i.state, None) is None)
+            able = (i for i in decoding if i.takes("decode") and unfit(placement, i.state, None) is None)
             computing = [i for i in able if has_room(i, tokens)]
         try:
             chosen, decodes = self.prefills.choose(placement, candidates, computing)
@@ -276,7 +281,7 @@ class Controller:
         exclude = exclude | unable
         # For this admission: another prompt, after a loss or a suspension, may be computed elsewhere.
         wanted, session.placement.computes_on = session.placement.computes_on, None
-        if wanted is not None and wanted.open and wanted.name not in exclude:
+        if wanted is not None and wanted.takes("decode") and wanted.name not in exclude:
             instance = await self._admit_to(session, wanted, exclude)
         elif not self._policy.queues_requests:
             instance = await self._retry(lambda: self._dispatch(session, exclude | self._unable(session)), timeout_s)

@@ -2,6 +2,7 @@
 
 Each gateway moves its own requests, also where another one has ordered the drain: the instance reports it to every
 gateway, deadline included. An instance that leaves this gateway's pool is emptied in the same way, and then forgotten.
+So is one that is to decode no more (control/roles.py), except that nothing is aborted there.
 """
 
 import asyncio
@@ -23,6 +24,8 @@ from ares.policy.transfer import PRE_COPY
 logger = logging.getLogger(__name__)
 
 DRAIN = "drain"
+ROLE = "role"
+_REASONS = {DRAIN: "drain of", ROLE: "change of role of"}
 
 
 class _Gateway(Protocol):
@@ -89,13 +92,13 @@ class Drainer:
         while True:
             await asyncio.sleep(self._tuning.drain_period_s)
             for instance in self._gateway.pool.instances:
-                if instance.closing:
+                if instance.closing or _decodes_wrongly(instance):
                     try:
                         self._empty(instance)
                     except Exception:  # only this attempt fails, not the service (I7)
                         logger.exception("cannot empty %s", instance.name)
                         self._gateway.metrics.faults.labels(DRAIN).inc()
-                else:
+                if not instance.closing:
                     self._evicted_at.pop(instance, None)
             for instance in self._gateway.pool.leaving:
                 if not self._needed(instance):
@@ -123,7 +126,7 @@ class Drainer:
         for session in self._on(instance):
             if room <= 0:
                 return
-            known = session.id in self._moving or session.id in self._tried
+            known = session.id in self._moving or session.id in self._tried or session.instance is not instance
             if not known and session.unmovable_now() is None:
                 room -= 1
                 self._moving[session.id] = instance
@@ -139,17 +142,18 @@ class Drainer:
             session.abort_on(instance)
 
     async def _try_to_migrate(self, session: Session, source: Instance) -> None:
-        outcome = "no room elsewhere"
+        outcome, trigger = "no room elsewhere", DRAIN if source.closing else ROLE
         try:
             if (target := await self._target(session)) is not None:
-                record = await self._gateway.migrate(session, target, f"drain of {source.name}", DRAIN, PRE_COPY)
+                reason = f"{_REASONS[trigger]} {source.name}"
+                record = await self._gateway.migrate(session, target, reason, trigger, PRE_COPY)
                 outcome = record.outcome
         except NotMovableError as refusal:  # it has ended, or is under way already
             outcome = refusal.reason
         finally:
             del self._moving[session.id]
             self._tried[session.id] = time.monotonic()
-            logger.info("drain of %s: %s: %s", source.name, session.id, outcome)
+            logger.info("%s %s: %s: %s", _REASONS[trigger], source.name, session.id, outcome)
 
     async def _target(self, session: Session) -> Instance | None:
         """Return the instance that dispatch chooses, of those that have room for it; None where none has."""
@@ -161,3 +165,9 @@ class Drainer:
                 return None
             refused.add(target.name)
         return None
+
+
+def _decodes_wrongly(instance: Instance) -> bool:
+    """Whether requests decode on an instance whose role, or next role, excludes that."""
+    load = instance.state.telemetry
+    return not instance.does("decode") and load is not None and load.running + load.waiting > load.prefilling

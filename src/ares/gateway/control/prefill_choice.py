@@ -69,7 +69,9 @@ class PrefillChoice:
         """
         tokens = placement.tokens
         if not self._policy.sees_prefixes:
-            return prefilling[self._ask(_by_requests(prefilling), tokens)], False
+            chosen = prefilling[self._ask(_by_requests(prefilling), tokens)]
+            self._queue(chosen).begin(id(placement), tokens)
+            return chosen, False
         instances = [*prefilling, *decoding]
         places = self._places(placement, instances, len(prefilling))
         index = self._ask(places, tokens)
@@ -93,6 +95,12 @@ class PrefillChoice:
         queue = self._queues.get(instance)  # there is one, too, if another policy has chosen the instance
         if queue is not None:
             queue.end(id(placement), None if cached_tokens is None else max(1, placement.tokens - cached_tokens))
+
+    def queued_s(self, instance: Instance) -> float:
+        """Return the seconds that an instance will take for the prompts that it has."""
+        queue = self._queue(instance)
+        base_s, token_s = queue.coefficients or (0.0, _TOKEN_BEFORE_FIT_S)
+        return base_s * max(_queue_length(instance), len(queue)) + token_s * _queued_tokens(instance, queue)
 
     def note_sent(self, placement: Placement, instance: Instance) -> None:
         """Note that an instance has, or will soon have, the KV of all tokens so far."""

@@ -306,12 +306,13 @@ def _room(session: Session, instance: Instance) -> int:
 
 
 def accepting(instances: list[Instance], exclude: Collection[str]) -> list[Instance]:
-    """Return the instances that take work.
+    """Return the instances that take work in decode.
 
     Without any telemetry, an instance that answers at all is better than none (I7).
     """
     usable = [i for i in instances if i.name not in exclude] if exclude else instances
-    return [i for i in usable if i.open] or [i for i in usable if not i.closing and i.health.reachable]
+    reachable = (i for i in usable if i.does("decode") and not i.closing and i.health.reachable)
+    return [i for i in usable if i.takes("decode")] or list(reachable)
 
 
 def _open(instances: list[Instance], exclude: Collection[str]) -> BoolArray:

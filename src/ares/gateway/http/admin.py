@@ -10,9 +10,11 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from ares.gateway.control.controller import prepare
+from ares.gateway.control.roles import ROLES, RoleError
 from ares.gateway.http.access import bearer, foreign_origin, matches, unknown_key
 from ares.gateway.http.request_ids import resolve
 from ares.gateway.http.schema import errors
+from ares.gateway.http.status import role_of
 from ares.gateway.models import Models
 from ares.gateway.pool.instance import Instance
 from ares.gateway.processes import together
@@ -59,6 +61,17 @@ class DrainRequest(BaseModel):
     """After this long, requests that are left are aborted there and resume elsewhere from their tokens."""
     force: bool = False
     """Whether to drain the last open instance of its kind too."""
+
+
+class RoleRequest(BaseModel):
+    """`POST /admin/v1/instances/{name}/role`."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    role: str = Field(min_length=1, max_length=64)
+    """The role to have: `prefill`, `decode` or `both`; the one that it has ends a change that is under way."""
+    deadline_s: float = Field(default=60.0, ge=0, le=86400)
+    """Where work that the role excludes is left after this long, the instance keeps its role."""
 
 
 class PresetRequest(BaseModel):
@@ -144,6 +157,23 @@ async def undrain(name: str, request: Request) -> dict[str, Any]:
     await models.of_instance(instance).drainer.undrain(instance)
     await _tell_others(request)
     return {"name": instance.name, "draining": False}
+
+
+@router.post("/instances/{name:path}/role", responses=errors(400, 404, 409, 503))
+async def role(name: str, request: Request, body: RoleRequest) -> dict[str, Any]:
+    """Change the role of an instance while it runs; answers at once, the status shows when it has it."""
+    models: Models = request.app.state.models
+    instance = find_instance(models, name)
+    gateway = models.of_instance(instance)
+    wanted = next((known for known in ROLES if known == body.role), None)
+    if wanted is None:
+        raise AdminError(400, f"unknown role {body.role!r}: {', '.join(ROLES)}", "unknown_role")
+    try:
+        await gateway.roles.order(instance, wanted, body.deadline_s, "commanded")
+    except RoleError as refusal:
+        raise AdminError(refusal.status, str(refusal), refusal.code) from refusal
+    left = gateway.drainer.left(instance)
+    return {"name": instance.name} | role_of(instance) | {"left": left, "deadline_s": body.deadline_s}
 
 
 @router.put("/preset", responses=errors(400))

@@ -7,7 +7,7 @@ Status = dict[str, Any]
 
 COUNTS = ("suspensions", "waiting", "backlog", "backlog_tokens", "suspended")
 """What is counted in each process for each model, and shown as sums."""
-OF_EACH = (*COUNTS, "controller", "settings")
+OF_EACH = (*COUNTS, "controller", "settings", "roles")
 """What is shown of each model by itself, too."""
 
 

@@ -78,21 +78,29 @@ def _of_model(gateway: Gateway) -> dict[str, Any]:
         "backlog_tokens": gateway.backlog.tokens,
         "suspended": gateway.controller.suspended,
         "instances": [
-            _instance(i, sessions[id(i)], gateway.drainer.left(i) if i.closing else None)
+            _instance(i, sessions[id(i)], gateway.drainer.left(i) if i.closing or i.next_role else None)
             | {"differs_in": differing.get(i.name)}
             for i in gateway.pool.instances
         ],
         "requests": [_request(s, rows.get(s.key or "")) for s in list(gateway.sessions.values())],
+        "roles": gateway.role_planner.status,
         "learner_ages_s": gateway.learners.ages(),
         "learner_old_s": gateway.tuning.learner_old_s,
     }
+
+
+def role_of(instance: Instance) -> dict[str, Any]:
+    """Return the role of an instance, the one that it is about to have, and how long that may take."""
+    changes = instance.next_role is not None
+    left_s = round(max(0.0, instance.changes_by - time.monotonic()), 3) if changes else None
+    return {"role": instance.role, "next_role": instance.next_role, "role_left_s": left_s}
 
 
 def _instance(instance: Instance, sessions: int, left: int | None) -> dict[str, Any]:
     load, hello = instance.state.telemetry, instance.state.hello
     row: dict[str, Any] = {
         "name": instance.name,
-        "role": instance.role,
+        **role_of(instance),
         "url": instance.url,
         "healthy": instance.health.healthy,
         "draining": instance.state.draining,

@@ -70,6 +70,18 @@ class ControlClient:
         answer: messages.CopyResult = await self._call(call, messages.Copy(call, key, pin, most), timeout_s)
         return answer
 
+    async def change_role(self, role: messages.Role, deadline_s: float, timeout_s: float) -> messages.RoleResult:
+        """Order a change of role, or end one with the role that the instance has.
+
+        Raises
+        ------
+        TimeoutError
+            No answer in time; if it changes nevertheless, its telemetry says so.
+        """
+        call = next(self._call_numbers)
+        answer: messages.RoleResult = await self._call(call, messages.ChangeRole(call, role, deadline_s), timeout_s)
+        return answer
+
     async def lease(self, holder: str, ttl_s: float, timeout_s: float) -> messages.LeaseResult | None:
         """Ask for the instance's part of the controller's lease, for `ttl_s`; None without an answer in time."""
         call = next(self._call_numbers)
@@ -130,7 +142,9 @@ class ControlClient:
         """
         return self._predictions.get(key)
 
-    async def on_result(self, result: messages.CutResult | messages.CopyResult | messages.LeaseResult) -> None:
+    async def on_result(
+        self, result: messages.CutResult | messages.CopyResult | messages.LeaseResult | messages.RoleResult
+    ) -> None:
         """Take the answer to a call; KV pinned for a call that has timed out is released, not kept until its lease."""
         waiting = self._calls.get(result.call)
         if waiting is not None and not waiting.done():

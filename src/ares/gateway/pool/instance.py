@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from typing import Any, Literal
 
 import aiohttp
 import msgspec
@@ -25,6 +25,9 @@ from ares.protocol.keys import ControlKey
 logger = logging.getLogger(__name__)
 
 _RESTARTED = "it has restarted"
+Work = Literal["prefill", "decode"]
+# The role that excludes each kind of work.
+_EXCLUDES: dict[Work, messages.Role] = {"prefill": "decode", "decode": "prefill"}
 
 
 class NoInstanceError(Exception):
@@ -47,6 +50,10 @@ class Instance:
     name, role
         As it describes itself; until then the name is the URL. Where several instances describe themselves by the same
         name, the address follows it.
+    next_role, changes_by
+        The role that it is about to have, and until when (`time.monotonic`), if it changes; None for no change.
+    on_role
+        Called with the role and the next role before, when one of them has changed.
     own_name
         The name by which it describes itself.
     engine
@@ -86,6 +93,9 @@ class Instance:
         self.url = url.rstrip("/")
         self.name = self.own_name = self.url
         self.role: messages.Role = "both"
+        self.next_role: messages.Role | None = None
+        self.changes_by = 0.0
+        self.on_role: Callable[[messages.Role, messages.Role | None], None] = lambda *_: None
         self.engine = EngineClient(http, self.url, tuning)
         self.control = ControlClient(tuning.kept_reports)
         self.health = Health(interval_s, tuning)
@@ -111,6 +121,7 @@ class Instance:
             messages.CutResult: self.control.on_result,
             messages.CopyResult: self.control.on_result,
             messages.LeaseResult: self.control.on_result,
+            messages.RoleResult: self.control.on_result,
             messages.KvReceived: self.control.on_kv_received,
             messages.Predicted: self.control.on_predicted,
             messages.KvEvents: self._on_kv_events,
@@ -120,6 +131,14 @@ class Instance:
     def open(self) -> bool:
         """Whether it takes new work."""
         return self.health.healthy and not self.closing
+
+    def does(self, work: Work) -> bool:
+        """Whether its role has this work, and it is not about to give it up."""
+        return _EXCLUDES[work] not in (self.role, self.next_role)
+
+    def takes(self, work: Work) -> bool:
+        """Whether it takes new work of this kind."""
+        return self.does(work) and self.open
 
     @property
     def closing(self) -> bool:
@@ -264,6 +283,7 @@ class Instance:
         finally:
             self.control.detach()
             self.state.clear()
+            self.next_role = None
             self.health.disconnected()
             self._following = ""
             handshake.close()
@@ -298,14 +318,31 @@ class Instance:
             if self._malformed.bit_count() == 1:  # 1, 2, 4, 8 ... of them
                 logger.warning("%s: dropped %d malformed messages: %s", self.name, self._malformed, error)
             return
-        greeting = isinstance(event, messages.Hello)
+        greeting, role = isinstance(event, messages.Hello), self.role
         self.subscription.received(greeting=greeting)
         await self._handlers[type(event)](event)
-        if greeting:
+        if greeting or (self.role != role and self.state.hello is not None):
             await on_hello(self)
 
     async def _on_telemetry(self, event: messages.Telemetry) -> None:
-        self.state.update(event, self.health.reported(load=True))
+        now = self.health.reported(load=True)
+        self.state.update(event, now)
+        if event.role is not None:
+            self.changes_by = now + event.role_left_s
+            self._set_role(event.role, event.next_role)
+
+    async def change_role(self, role: messages.Role, deadline_s: float, timeout_s: float) -> messages.RoleResult:
+        """Order a change of role, as `ControlClient.change_role`."""
+        answer = await self.control.change_role(role, deadline_s, timeout_s)
+        self.changes_by = time.monotonic() + deadline_s
+        self._set_role(answer.role, answer.next_role)
+        return answer
+
+    def _set_role(self, role: messages.Role, next_role: messages.Role | None) -> None:
+        before = self.role, self.next_role
+        if before != (role, next_role):
+            self.role, self.next_role = role, next_role
+            self.on_role(*before)
 
     async def _on_hello(self, event: messages.Hello) -> None:
         self.health.reported(load=False)

@@ -15,7 +15,7 @@ from ares.gateway.pool import likeness, published
 from ares.gateway.pool.changes import Changes
 from ares.gateway.pool.discovery import Served, Unusable
 from ares.gateway.pool.health import Status
-from ares.gateway.pool.instance import Instance
+from ares.gateway.pool.instance import Instance, Work
 from ares.gateway.pool.likeness import Decides
 from ares.gateway.tuning import DEFAULT, Tuning
 from ares.instance_sources import canonical
@@ -24,6 +24,11 @@ from ares.protocol.keys import ControlKey
 
 logger = logging.getLogger(__name__)
 
+# What the pool would lose without the last instance that does this work.
+_LOST: dict[Work, str] = {
+    "decode": "the last open instance that decodes: new requests would wait, and fail in the end",
+    "prefill": "the last open instance that prefills: decode instances would prefill, between the tokens of others",
+}
 # More than so many instances are not named one by one.
 _MAXIMUM_INSTANCES_NAMED = 5
 
@@ -202,6 +207,7 @@ class Pool:
         self._used = None
         instance.wants_kv_events = self._wants_kv_events
         instance.health.on_change = partial(self._on_status, instance)
+        instance.on_role = partial(self._on_role, instance)
         return instance
 
     def _begin(self, instance: Instance) -> None:
@@ -229,6 +235,18 @@ class Pool:
             self._update_leaving(instance.health.why)
         self._notify()
 
+    def _on_role(self, instance: Instance, role: messages.Role, next_role: messages.Role | None) -> None:
+        """Note a change of role, from what it was before."""
+        if instance.next_role is not None:
+            state, why = "changing", f"from {instance.role} to {instance.next_role}"
+        elif instance.role != role:
+            state, why = instance.role, f"it was {role}"
+        else:
+            state, why = instance.role, f"it remains {role}, and does not become {next_role}"
+        logger.info("%s has the role %s: %s", instance.name, state, why, extra={"instance": instance.name})
+        self.changes.add(instance.name, instance.url, f"role {state}", why)
+        self._notify()
+
     def _record(self, instance: Instance, state: str, why: str) -> None:
         name = f"{instance.name} ({instance.url})" if instance.name != instance.url else instance.url
         does = {"joined": "joins", "gone": "is gone"}[state]
@@ -254,18 +272,13 @@ class Pool:
     @property
     def ready(self) -> bool:
         """Whether there is at least one instance to decode on."""
-        return any(i.open for i in self.decode_instances)
+        return any(i.takes("decode") for i in self.instances)
 
-    def lost_without(self, instance: Instance) -> str | None:
-        """Return what the pool would lose without this open instance; None where others do the same."""
-        others = [i for i in self.instances if i.open and i is not instance]
-        if not instance.open:
-            return None
-        if instance.role != "prefill" and all(i.role == "prefill" for i in others):
-            return "the last open instance that decodes: new requests would wait, and fail in the end"
-        if instance.role != "decode" and all(i.role == "decode" for i in others):
-            return "the last open instance that prefills: decode instances would prefill, between the tokens of others"
-        return None
+    def lost_without(self, instance: Instance, works: Collection[Work] = ("decode", "prefill")) -> str | None:
+        """Return what the pool would lose without this work of an open instance; None where others do the same."""
+        others = [i for i in self.instances if i is not instance]
+        lost = (kind for kind in works if instance.takes(kind) and not any(i.takes(kind) for i in others))
+        return _LOST[kind] if (kind := next(lost, None)) is not None else None
 
     def may_become_ready(self, exclude: Collection[str] = ()) -> bool:
         """Whether an instance to decode on, not named in `exclude`, may become ready by itself."""

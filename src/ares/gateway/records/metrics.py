@@ -108,6 +108,24 @@ class Metrics:
             ["how"],
             registry=registry,
         )
+        self.role_changes = Counter(
+            "ares_role_changes_total",
+            "Changes of role that were ordered here, by trigger (commanded, planned) and the role to have",
+            ["trigger", "role"],
+            registry=registry,
+        )
+        self.desired_instances = Gauge(
+            "ares_desired_instances",
+            "Instances of a role that the load needs, by the planner of roles; more or fewer than there are",
+            ["role"],
+            registry=registry,
+        )
+        self.role_load = Gauge(
+            "ares_role_load_instances",
+            "Load of a role, in instances that it would keep busy, by the planner of roles",
+            ["role"],
+            registry=registry,
+        )
         self.faults = Counter(
             "ares_controller_faults_total",
             "Failed decisions, by part of the policy; serving continues without them",

@@ -65,6 +65,11 @@ class PinnedKV:
         return self._pin is not None and self._pin.kept
 
     @property
+    def instance(self) -> Instance | None:
+        """Which instance keeps it; None where there is no pin."""
+        return self._pin.instance if self._pin is not None else None
+
+    @property
     def settings(self) -> Values | None:
         """What the instance that keeps it runs with; None where there is no pin, or that is not known."""
         return self._pin.instance.state.settings if self._pin is not None else None

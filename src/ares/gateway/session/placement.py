@@ -233,9 +233,10 @@ class Placement:
         key = key or self.next_key()
         if isinstance(known := (kv_transfer_params or {}).get(fields.FIRST_FORECAST), str):
             self.first_forecast = known
-        if kv_transfer_params is not None and not self.pinned_kv.kept:
+        if kv_transfer_params is not None and not (self.pinned_kv.kept and self.pinned_kv.instance is not instance):
             # Those blocks may be another request's by now, for example after a client has not read for long: the
-            # tokens are computed again.
+            # tokens are computed again. An instance of the role `both` that has prefilled them finds them in its own
+            # prefix cache.
             self.pinned_kv.free()
             kv_transfer_params = None
         if (why := unfit(self, instance.state, self.pinned_kv.settings if kv_transfer_params else None)) is not None:

@@ -458,7 +458,7 @@ class Session:
         self._check_resumable(error)
         self._segment = None
         # The source still has the full blocks of this session in its prefix cache.
-        if source.open and unfit(self.placement, source.state, None) is None:
+        if source.takes("decode") and unfit(self.placement, source.state, None) is None:
             return await self._start_decode(source, None)
         return await self._resume(emit)
 

@@ -2,7 +2,7 @@
 
 import { make, set } from "./elements.js";
 import { key } from "./feed.js";
-import { count, seconds } from "./model.js";
+import { count, roleOf, seconds } from "./model.js";
 
 const ADMIN = "admin/v1/"; // relative, as the feed's address
 
@@ -55,7 +55,7 @@ export class Commands {
   /** Drain an instance, or put it back into service. */
   instance(one) {
     const path = `instances/${encodeURIComponent(one.name)}`;
-    const about = `${one.role}, ${one.url}: ${one.why ?? (one.draining ? "draining" : "in service")}. ${count(one.running)} requests run there.`;
+    const about = `${roleOf(one)}, ${one.url}: ${one.why ?? (one.draining ? "draining" : "in service")}. ${count(one.running)} requests run there.`;
     if (one.draining) {
       this.#open({
         title: one.name,

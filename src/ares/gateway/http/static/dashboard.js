@@ -6,7 +6,7 @@ import { make, set } from "./elements.js";
 import { follow, key } from "./feed.js";
 import { Happened } from "./happened.js";
 import { LearnerPanel, short } from "./learner.js";
-import { History, ORDERS, clock, count, health, kv, percent, seconds, summary } from "./model.js";
+import { History, ORDERS, clock, count, health, kv, percent, roleOf, seconds, summary } from "./model.js";
 import { RequestList } from "./requests.js";
 
 const CAPACITY = 1800; // samples remembered: half an hour
@@ -166,7 +166,7 @@ function drawInstances() {
     const model = one.model ? `, ${one.model}` : "";
     set(of.model, one.model ?? "");
     of.model.hidden = !one.model;
-    of.button.title = `${one.name}: ${one.why ?? state}, ${one.role}${model}, ${one.url}${predictor}\nShow only its requests`;
+    of.button.title = `${one.name}: ${one.why ?? state}, ${roleOf(one)}${model}, ${one.url}${predictor}\nShow only its requests`;
     of.button.setAttribute("aria-label", `${one.name}, ${state}: show only its requests`);
     of.button.setAttribute("aria-pressed", filter === one.name);
     set(of.glyph, GLYPHS[state]);
@@ -178,7 +178,7 @@ function drawInstances() {
         `predicted peak ${one.predicted_peak_tokens == null ? "unknown" : Math.round(one.predicted_peak_tokens)}; ${one.pinned} pinned`
       : (one.why ?? "no report");
     set(of.cells.kv, percent(used));
-    set(of.cells.peak, state === "lost" ? "lost" : state === "draining" ? "drains" : percent(peak));
+    set(of.cells.peak, state === "lost" ? "lost" : state === "draining" ? "drains" : one.next_role ? `→ ${one.next_role}` : percent(peak));
     of.cells.peak.classList.toggle("alarm", peak > 1 || state !== "healthy");
     set(of.cells.running, count(one.running));
     set(of.cells.waiting, count(one.waiting));

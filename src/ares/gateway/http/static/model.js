@@ -119,6 +119,11 @@ export function health(instance) {
   return instance.leaving ? "leaving" : instance.draining ? "draining" : "healthy";
 }
 
+/** The role of an instance, and the one that it is about to have. */
+export function roleOf(instance) {
+  return instance.next_role ? `${instance.role} → ${instance.next_role}` : instance.role;
+}
+
 const sum = (values) => values.reduce((total, value) => total + value, 0);
 
 /** The cluster in numbers, for the tiles and the charts. */

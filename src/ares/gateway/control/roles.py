@@ -1,0 +1,149 @@
+"""Changes of role: an instance that prefills is to decode, or the other way round, or to do both.
+
+The instance keeps its role and reports it to every gateway (engine/role_state.py). A gateway orders the change under
+the controller's lease, so that no two of them give away the last two instances of a role at the same time. From then
+on each gateway sends no new work that the next role excludes, and moves its requests away where that is decoding
+(control/drain.py); the instance changes when nothing of it is left, or at the deadline keeps its role. So no request
+is aborted for it.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, Literal, get_args
+
+from ares.gateway.control.lease import Lease
+from ares.gateway.pool.instance import Instance, Work
+from ares.gateway.pool.pool import Pool
+from ares.gateway.records.metrics import Metrics
+from ares.gateway.tuning import DEFAULT, Tuning
+from ares.protocol.messages import Role
+
+logger = logging.getLogger(__name__)
+
+ROLES: tuple[Role, ...] = get_args(Role)
+Trigger = Literal["commanded", "planned"]
+# The work that each role leaves out.
+_WITHOUT: dict[Role, tuple[Work, ...]] = {"prefill": ("decode",), "decode": ("prefill",), "both": ()}
+
+
+class RoleError(Exception):
+    """The role cannot be changed; `status` is the HTTP status of the reply, `code` says why in one word."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+class RoleChanges:
+    """Orders changes of role.
+
+    Parameters
+    ----------
+    pool, metrics
+        The gateway's.
+    lease
+        The gateway's part in the controller's lease.
+    spawn
+        Runs a coroutine in the background of the gateway.
+    interval_s
+        Seconds between two reports of an instance.
+    tuning
+        The gateway's times and limits.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        metrics: Metrics,
+        lease: Lease,
+        spawn: Callable[[Coroutine[Any, Any, Any]], object],
+        interval_s: float,
+        tuning: Tuning = DEFAULT,
+    ) -> None:
+        self._pool, self._metrics, self._lease, self._spawn = pool, metrics, lease, spawn
+        self._interval_s = interval_s
+        self._tuning = tuning
+        self._ordering = asyncio.Lock()
+
+    def refusal(self, instance: Instance, role: Role) -> RoleError | None:
+        """Return why the instance cannot be ordered to have the role now; None where it can."""
+        name, hello = instance.name, instance.state.hello
+        if hello is None or not instance.health.healthy:
+            return RoleError(503, "instance_not_ready", f"{name} does not report, so that it cannot be told its role")
+        if not hello.roles:
+            why = "does not say that it can change its role (an earlier ARES?)"
+            return RoleError(409, "role_fixed", f"{name} {why}: restart it with --role {role}")
+        if role not in hello.roles:
+            why = f"was started with --fixed-role and remains {instance.role}"
+            return RoleError(409, "role_fixed", f"{name} {why}: restart it without, or with --role {role}")
+        if instance.next_role not in (None, role) and role != instance.role:
+            why = f"is about to become {instance.next_role} instead of {instance.role}"
+            advice = f"wait for that, or end it: ares role {name} {instance.role}"
+            return RoleError(409, "role_changing", f"{name} {why}: {advice}")
+        if role == (instance.next_role or instance.role):
+            now = "is about to have" if instance.next_role else "has"
+            return RoleError(409, "role_unchanged", f"{name} {now} the role {role} already")
+        if (lost := self._pool.lost_without(instance, _WITHOUT[role])) is not None:
+            return RoleError(409, "last_instance", f"{name} is {lost}; give another instance that role first, or both")
+        return None
+
+    async def order(self, instance: Instance, role: Role, deadline_s: float, trigger: Trigger) -> None:
+        """Order an instance to have a role; its telemetry reports how that goes.
+
+        Raises
+        ------
+        RoleError
+            It cannot be, or the instance refused it or did not answer. Nothing was changed, as far as is known.
+        """
+        async with self._ordering:
+            if (error := self.refusal(instance, role)) is not None:
+                raise error
+            if not await self._lease.acquire(self._tuning.role_lease_s):
+                holder = f" ({self._lease.holder})" if self._lease.holder else ""
+                raise RoleError(503, "another_decides", f"another gateway{holder} decides just now; try again")
+            try:
+                if (error := self.refusal(instance, role)) is not None:  # by what has come meanwhile
+                    raise error
+                await self._tell(instance, role, deadline_s)
+            finally:
+                self._spawn(self._release())
+        self._metrics.role_changes.labels(trigger, role).inc()
+        logger.info("%s is to become %s (%s); deadline %g s", instance.name, role, trigger, deadline_s)
+
+    async def _tell(self, instance: Instance, role: Role, deadline_s: float) -> None:
+        try:
+            answer = await instance.change_role(role, deadline_s, self._tuning.role_answer_s)
+        except TimeoutError:
+            why = f"{instance.name} did not answer; ares status shows its role"
+            raise RoleError(503, "instance_not_ready", why) from None
+        if answer.refused:
+            raise RoleError(409, "role_changing", f"{instance.name} refuses: {answer.refused}")
+
+    async def _release(self) -> None:
+        """Give the lease back when the other gateways, too, know of the change."""
+        await asyncio.sleep(2 * self._interval_s)
+        await self._lease.release()
+
+    async def run(self) -> None:
+        """End changes that would leave nobody for some work, because others are lost meanwhile; until cancelled."""
+        while True:
+            await asyncio.sleep(self._tuning.drain_period_s)
+            for instance in self._pool.instances:
+                if instance.next_role is not None and instance.open:
+                    try:
+                        await self._keep_last(instance, instance.next_role)
+                    except Exception:  # only this attempt fails, not the service (I7)
+                        logger.exception("cannot look after the change of role of %s", instance.name)
+                        self._metrics.faults.labels("role").inc()
+
+    async def _keep_last(self, instance: Instance, next_role: Role) -> None:
+        ending = (work for work in _WITHOUT[next_role] if work not in _WITHOUT[instance.role])
+        if all(any(i.takes(work) for i in self._pool.instances) for work in ending):
+            return
+        logger.warning("%s remains %s: no other instance does that work any more", instance.name, instance.role)
+        try:
+            await instance.change_role(instance.role, 0.0, self._tuning.role_answer_s)
+        except TimeoutError:
+            logger.warning("%s did not answer", instance.name)
