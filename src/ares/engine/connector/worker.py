@@ -122,18 +122,24 @@ class Worker(HostWorker):
                 self._read_blocks_for_req(*self._ready_requests.get_nowait())
 
     def _log_failure(
-        self, failure_type: str, req_id: str | None, msg: str = "", error: Any = None, meta: Any = None, **context: Any
+        self,
+        failure_type: str,
+        req_id: str | None,
+        msg: str = "",
+        error: Any = None,
+        meta: Any = None,
+        **extra_context: Any,
     ) -> None:
         """Log a failure as vLLM does, and connect anew to a peer whose connection has broken.
 
         NIXL keeps its metadata of such a peer, and vLLM asks for nothing else (`_cleanup_remote_engines`, 0.32): all
         later transfers would fail.
         """
-        super()._log_failure(failure_type, req_id, msg, error, meta, **context)
+        super()._log_failure(failure_type, req_id, msg, error, meta, **extra_context)
         if type(error).__name__ != _DISCONNECTED:
             return
         meta = meta or self._recving_metadata.get(req_id)
-        peer = context.get("dst_engine_id") or (meta.remote.engine_id if meta and meta.remote else None)
+        peer = extra_context.get("dst_engine_id") or (meta.remote.engine_id if meta and meta.remote else None)
         if peer in self._remote_agents and peer not in self._invalid_remote_engines:
             self._mark_remote_engine_invalid(peer, time.perf_counter())
 
