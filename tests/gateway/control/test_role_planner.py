@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from ares.cli import operator_tables
 from ares.config import ConfigError, load
 from ares.gateway.service import Gateway
 from ares.gateway.tuning import DEFAULT
@@ -115,3 +117,16 @@ async def test_it_is_off_by_default(model_folder: Path) -> None:
 def test_wrong_settings_are_refused(given: dict[str, Any], why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         load(model="some/model", workers=["http://127.0.0.1:1"], **given)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_status_says_what_it_plans(several: bool) -> None:
+    plan = {"planner": "advise", "reason": "decode is full", "advice": {"instance": "prefill-1", "role": "decode"}}
+    off = {"planner": "off", "reason": None, "advice": None}
+    read = {"models": [{"name": "a", "roles": plan}, {"name": "b", "roles": off}]} if several else {"roles": plan}
+    console = Console(width=200, record=True)
+    operator_tables.roles(read, console)
+    operator_tables.roles({"roles": off}, console)
+    operator_tables.roles({}, console)
+    of = " of a" if several else ""
+    assert console.export_text() == f"roles{of} (advise): decode is full; prefill-1 should become decode\n"
