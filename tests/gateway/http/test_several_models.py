@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.gateway.fakes import FakeInstance, instances
 from tests.gateway.http.service import Service, failure, serving
-from tests.gateway.running import IMPATIENT, VOCABULARY
+from tests.gateway.running import VOCABULARY
 from tests.waiting import eventually, eventually_found
 
 MODELS: list[dict[str, Any]] = [
@@ -52,7 +52,7 @@ async def service(
     ones: list[FakeInstance], twos: list[FakeInstance], model_folder: Path, second_folder: Path
 ) -> AsyncIterator[Service]:
     settings: dict[str, Any] = {"models": MODELS, "handover_timeout_s": 5.0, "preset": "ares"}
-    async with serving([*twos, *ones], model_folder, IMPATIENT, [second_folder], **settings) as made:
+    async with serving([*twos, *ones], model_folder, further=[second_folder], **settings) as made:
         await eventually(lambda: [len(each) for each in urls(made)] == [3, 3], 60)
         await eventually(lambda: all(i.open and i.state.hello for i in made.models.instances), 60)
         yield made
@@ -223,7 +223,7 @@ async def test_metrics_name_the_model(service: Service) -> None:
         known[model] = known.get(model, 0.0) + sample.value
     assert found["ares_output_tokens_total"] == {"one": 20, "org/two": 7}
     assert found["ares_instance_up"] == {"one": 3, "org/two": 3}
-    assert found["vllm:num_requests_running"] == {"one": 0, "org/two": 0}
+    assert found["vllm:num_requests_running"].keys() == {"one", "org/two"}
     assert found["ares_http_refused_total"] == {"": 1}
     assert text.count("# TYPE ares_output_tokens_total") == 1
 
