@@ -198,6 +198,7 @@ class Gateway:
         self.pool.start()
         self._spawn(self.controller.admit_waiting())
         self._spawn(self.controller.rebalance())
+        self._spawn(self.controller.copy_running())
         self._spawn(self._supervise())
         self._spawn(self.drainer.run())
         if self.counts.processes > 1:
