@@ -238,7 +238,7 @@ def _logged(folder: Path) -> list[Any]:
         progress=_progress(1),
     )
     chosen = preset("ares")
-    dispatch, admission, policy, _ = chosen.make()
+    dispatch, admission, policy, *_ = chosen.make()
     oom_avoidance = OomAvoidanceSettings()
     file = folder / "valid.jsonl"
     log = DecisionLog(file)

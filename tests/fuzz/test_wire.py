@@ -236,7 +236,7 @@ class Bench:
         assert np.isfinite(remaining).all()
         assert (np.diff(remaining, axis=1) >= 0).all()
         for preset in PRESETS.values():
-            dispatch, admission, rebalance, _ = preset.make()
+            dispatch, admission, rebalance, *_ = preset.make()
             if admission.queues_requests:  # what it decides can be carried out, or it raises
                 decide_admissions(admission, view.cluster, candidates, view.running)
             for one in avoid_oom(view.cluster, OomAvoidanceSettings(), view.running):

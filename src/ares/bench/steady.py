@@ -59,6 +59,8 @@ class Load:
 
     Attributes
     ----------
+    salted
+        Whether each has a cache salt of its own, so that nothing is cached from those before it.
     running
         Those under way, by request id; times are those of `time.monotonic`.
     ended, tokens
@@ -72,6 +74,7 @@ class Load:
     model: str
     planned: list[Planned]
     expected: dict[str, list[int]]
+    salted: bool = False
     running: dict[str, Observed] = field(default_factory=dict)
     ended: int = 0
     tokens: int = 0
@@ -95,8 +98,9 @@ class Load:
         """Send one request under a unique id, and check its output."""
         name = f"{each.name}.{next(self._numbers)}"
         seen = self.running[name] = Observed(name, 0.0)
+        body = {**each.body, "cache_salt": name} if self.salted else each.body
         try:
-            await client.send_request(self.http, self.url, self.model, Planned(name, 0.0, each.body), 0.0, seen)
+            await client.send_request(self.http, self.url, self.model, Planned(name, 0.0, body), 0.0, seen)
         finally:
             del self.running[name]
         self.ended += 1

@@ -60,6 +60,12 @@ def random_streams(count: int, tokens: int) -> list[Planned]:
     ]
 
 
+def long_streams(count: int, prompt_tokens: int, tokens: int) -> list[Planned]:
+    """Return greedy completions of prompts with exactly this many tokens."""
+    generator = random.Random(6)  # noqa: S311 - a workload, not a secret
+    return [Planned(f"long-{number}", 0.0, greedy_body(generator, prompt_tokens, tokens)) for number in range(count)]
+
+
 async def send_all(http: aiohttp.ClientSession, url: str, model: str, planned: list[Planned]) -> list[client.Observed]:
     """Send all concurrently, and return what was received."""
     now = time.monotonic()

@@ -205,6 +205,7 @@ class Gateway:
         self.pool.start()
         self._spawn(self.controller.admit_waiting())
         self._spawn(self.controller.rebalance())
+        self._spawn(self.controller.copy_running())
         self._spawn(self._supervise())
         self._spawn(self.drainer.run())
         self._spawn(self.roles.run())

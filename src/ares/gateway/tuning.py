@@ -101,6 +101,10 @@ class Tuning:
     """For an instance to answer an order of a role."""
     lease_answer_s: float = 0.5
     """For an instance to answer whether it grants the lease."""
+    copy_s: float = 5.0
+    """For a warm copy to be pulled."""
+    copy_retry_s: float = 5.0
+    """A request whose warm copy failed is not copied again before."""
     drain_period_s: float = 0.1
     """Between two looks for what can be moved off an instance that drains."""
     drain_moves: int = 4

@@ -16,6 +16,7 @@ from ares.policy.admission import (
 )
 from ares.policy.base import DecisionError, Policy
 from ares.policy.cluster import Cluster
+from ares.policy.copies import COPIERS, Copies, Copyable, CopyDecision, copier, decide_copies
 from ares.policy.dispatch import DISPATCHERS, Dispatch, choose_instance, dispatcher
 from ares.policy.forecast import Forecast, forecast
 from ares.policy.prefill import PREFILLS, Places, Prefill, choose_place, prefill_policy
@@ -25,6 +26,7 @@ from ares.policy.registering import REGISTRIES, register
 
 __all__ = [
     "ADMISSIONS",
+    "COPIERS",
     "DISPATCHERS",
     "PREFILLS",
     "PRESETS",
@@ -35,6 +37,9 @@ __all__ = [
     "AdmissionSettings",
     "Candidates",
     "Cluster",
+    "Copies",
+    "CopyDecision",
+    "Copyable",
     "DecisionError",
     "Dispatch",
     "Forecast",
@@ -49,7 +54,9 @@ __all__ = [
     "admission_policy",
     "choose_instance",
     "choose_place",
+    "copier",
     "decide_admissions",
+    "decide_copies",
     "decide_moves",
     "dispatcher",
     "forecast",

@@ -17,12 +17,12 @@ class NoSettings:
 
 
 class Policy:
-    """Base class of the three kinds of policy; one object decides for a whole run, so it may keep state.
+    """Base class of the kinds of policy; one object decides for a whole run, so it may keep state.
 
     Attributes
     ----------
     part
-        What it decides: dispatch, admission or rebalance.
+        What it decides: prefill, dispatch, admission, rebalance or copies.
     name
         The name it is registered by.
     Settings

@@ -19,8 +19,8 @@ def make_preset(data: object, defaults: Mapping[str, object]) -> Preset:
     Parameters
     ----------
     data
-        {dispatch, admission, rebalance}, each a name or {name, settings...}; parts that are missing are those of
-        `static-least-loaded`, except for the dispatch, which is the one that the admission needs.
+        {prefill, dispatch, admission, rebalance, copies}, each a name or {name, settings...}; parts that are missing
+        are those of `static-least-loaded`, except for the dispatch, which is the one that the admission needs.
     defaults
         Settings for a rebalance policy that has them, unless the file gives others.
 

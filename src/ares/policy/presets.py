@@ -1,10 +1,11 @@
-"""Presets: a named choice of prefill, dispatch, admission and rebalance, each with its settings."""
+"""Presets: a named choice of prefill, dispatch, admission, rebalance and copies, each with its settings."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ares.policy.admission import ADMISSIONS, Admission, ForecastSettings, admission_policy
+from ares.policy.copies import COPIERS, Copies, copier
 from ares.policy.dispatch import DISPATCHERS, Dispatch, dispatcher
 from ares.policy.dispatch.least_loaded import LeastLoadedSettings
 from ares.policy.prefill import PREFILLS, Prefill, prefill_policy
@@ -18,11 +19,11 @@ class Preset:
 
     Attributes
     ----------
-    prefill, dispatch, admission, rebalance
+    prefill, dispatch, admission, rebalance, copies
         Names of registered policies: where a prompt is computed (policy/prefill), the first decode instance
-        (policy/dispatch), when a request may enter decode (policy/admission), and which running ones move
-        (policy/rebalance).
-    prefill_settings, dispatch_settings, admission_settings, rebalance_settings
+        (policy/dispatch), when a request may enter decode (policy/admission), which running ones move
+        (policy/rebalance), and which get a warm copy elsewhere (policy/copies).
+    prefill_settings, dispatch_settings, admission_settings, rebalance_settings, copies_settings
         Their settings, each of the policy's own class; by default that class's defaults.
     knows_lengths
         Whether the simulator gives it the true lengths; for comparison only, since no live service can know them.
@@ -37,6 +38,8 @@ class Preset:
     knows_lengths: bool = False
     prefill: str = "fewest_requests"
     prefill_settings: Any = None
+    copies: str = "most_saved"
+    copies_settings: Any = None
 
     def __post_init__(self) -> None:
         for part, registry in REGISTRIES.items():
@@ -90,17 +93,23 @@ class Preset:
         return PREFILLS[self.prefill].sees_prefixes or DISPATCHERS[self.dispatch].sees_prefixes(self.dispatch_settings)
 
     @property
+    def copies_requests(self) -> bool:
+        """Whether running requests get warm copies."""
+        return COPIERS[self.copies].copies(self.copies_settings)
+
+    @property
     def cooldown_s(self) -> float:
         """Seconds during which a request that was moved is not moved again; 0 where the policy has no such setting."""
         return float(getattr(self.rebalance_settings, "cooldown_s", 0.0))
 
-    def make(self) -> tuple[Dispatch, Admission, Rebalance, Prefill]:
+    def make(self) -> tuple[Dispatch, Admission, Rebalance, Prefill, Copies]:
         """Make its policies, ready to decide; DecisionError where one cannot be."""
         return (
             dispatcher(self.dispatch, self.dispatch_settings),
             admission_policy(self.admission, self.admission_settings),
             rebalancer(self.rebalance, self.rebalance_settings),
             prefill_policy(self.prefill, self.prefill_settings),
+            copier(self.copies, self.copies_settings),
         )
 
     def for_objectives(self, ttft_s: float) -> "Preset":

@@ -72,6 +72,11 @@ class Scenario:
                     "their lengths alone; compare it on mock engines: "
                     "ares bench live --simulate PROFILE --workload multi-turn"
                 )
+            if chosen.copies_requests:
+                raise ValueError(
+                    f"copies {chosen.copies} needs prefix caches, which simulated decode instances do not have: leave "
+                    "copies out, or set copies.link_bytes_s=0"
+                )
             return chosen
         except ValueError as error:
             raise ValueError(f"preset {name}: {error}" if name in PRESETS else str(error)) from None

@@ -48,3 +48,17 @@ def test_the_time_of_a_prompt_is_that_after_the_one_before(clock: Clock, togethe
     fitted = queue.coefficients
     assert fitted is not None
     assert fitted == (pytest.approx(0.01, rel=0.2), pytest.approx(1e-3, rel=0.05))
+
+
+def test_the_mean_time_of_a_token_bears_answers_that_come_late(clock: Clock) -> None:
+    """Two prompts of 2 s end, one after the other; a gateway that was busy sees both at once, in either way 4 s."""
+    queue = PrefillQueue()
+    assert queue.mean_token_s is None
+    for number in range(20):
+        queue.begin(number, 1000)
+        queue.begin(100 + number, 1000)
+        clock.now += 3.995
+        queue.end(number, 1000)
+        clock.now += 0.005
+        queue.end(100 + number, 1000)
+    assert queue.mean_token_s == pytest.approx(2e-3, rel=0.05)

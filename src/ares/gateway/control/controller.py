@@ -25,6 +25,8 @@ from ares.gateway.control.decider import Decider
 from ares.gateway.control.lease import Lease
 from ares.gateway.control.prefill_choice import PrefillChoice, Queues, cached_tokens, has_room
 from ares.gateway.control.snapshot import ClusterSnapshot, SnapshotBuilder, accepting
+from ares.gateway.control.warm_copies import WarmCopies
+from ares.gateway.openai.sampling import LARGEST_PRIORITY
 from ares.gateway.pool.instance import Instance, NoInstanceError
 from ares.gateway.pool.pool import Pool
 from ares.gateway.processes.shared_counts import SharedCounts
@@ -44,6 +46,7 @@ from ares.policy import (
     Rebalance,
     admission_policy,
     choose_instance,
+    copier,
     decide_admissions,
     decide_moves,
     dispatcher,
@@ -55,9 +58,6 @@ from ares.policy.oom_avoidance import NO_TARGET, OomAvoidanceSettings, avoid_oom
 from ares.policy.oom_avoidance import prepare as prepare_oom_avoidance
 
 logger = logging.getLogger(__name__)
-
-# vLLM's priority is a signed 64-bit number in a JSON body; far below what a double holds exactly.
-_LARGEST_PRIORITY = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def prepare(chosen: Preset) -> None:
 
 def _needs_remaining_tokens(chosen: Preset) -> bool:
     """Whether the remaining tokens of every running request are needed all the time."""
-    return chosen.moves or chosen.sees_requests
+    return chosen.moves or chosen.sees_requests or chosen.copies_requests
 
 
 class Controller:
@@ -169,15 +169,26 @@ class Controller:
             self.snapshots.lengths.compile()
         self.dispatch_decider = Decider(dispatcher(chosen.dispatch, chosen.dispatch_settings), choose_instance)
         prefill = prefill_policy(chosen.prefill, chosen.prefill_settings)
+        self._knows_cached = chosen.sees_prefixes or chosen.copies_requests
         self.prefills = PrefillChoice(
             prefill,
             self._config.slo_tpot_s,
             self._prefill_queues,
-            sees_prefixes=chosen.sees_prefixes,
+            sees_prefixes=self._knows_cached,
             log=partial(self.log.prefill, name),
         )
-        if chosen.sees_prefixes:
+        if self._knows_cached:
             self._pool.follow_kv_events()
+        self.warm_copies = WarmCopies(
+            copier(chosen.copies, chosen.copies_settings),
+            self._pool,
+            self._sessions,
+            self._metrics,
+            self.snapshots,
+            self._tuning,
+            self._spawn,
+            self._counts.processes,
+        )
         self.admission_decider = Decider(
             admission_policy(chosen.admission, chosen.admission_settings), decide_admissions
         )
@@ -232,19 +243,17 @@ class Controller:
         None where the decode instance is to prefill.
         """
         placement.computes_on = None
-        adapter, tokens = placement.sampling.adapter, len(placement.prompt) + len(placement.output.tokens)
+        tokens = placement.tokens
         decoding = [destination] if destination is not None else accepting(self._pool.decode_instances, ())
         decoding = decoding or self._pool.decode_instances
-        candidates = [
-            i
-            for i in self._pool.prefill_instances
-            if i.takes("prefill")
-            and i.state.serves(adapter)
-            and i.state.fits(tokens + 1)
-            and any(unfit(placement, each.state, i.state.settings) is None for each in decoding)
-        ]
-        # In a pool without separate prefill instances, moving the KV of every prompt would gain nothing.
-        if not candidates or all(i.role == "both" for i in self._pool.instances):
+        candidates = self._able_to_prefill(placement, decoding)
+        if (
+            destination is not None
+            and placement.output.tokens
+            and self._computes_rest(placement, candidates, destination)
+        ):
+            return None
+        if not candidates:
             return None
         computing: list[Instance] = []
         # Requests that wait for memory come before this one.
@@ -261,6 +270,52 @@ class Controller:
             placement.computes_on = chosen if destination is None else None
             return None
         return chosen
+
+    def _able_to_prefill(self, placement: Placement, decoding: list[Instance]) -> list[Instance]:
+        """Return the open prefill instances whose KV one of these decode instances can use."""
+        # In a pool without separate prefill instances, moving the KV of every prompt would gain nothing.
+        if all(i.role == "both" for i in self._pool.instances):
+            return []
+        return [
+            i
+            for i in self._pool.prefill_instances
+            if i.takes("prefill")
+            and i.state.serves(placement.sampling.adapter)
+            and i.state.fits(placement.tokens + 1)
+            and any(unfit(placement, each.state, i.state.settings) is None for each in decoding)
+        ]
+
+    def _computes_rest(self, placement: Placement, candidates: list[Instance], destination: Instance) -> bool:
+        """Whether a request that resumes is computed where it will decode, because most of it is cached there."""
+        chosen = self._choose_resumption(placement, candidates, [destination], begins=True)
+        self._metrics.resumptions.labels("prefill" if chosen is None else "decode").inc()
+        if chosen is not None:
+            self._metrics.resumed_cached_tokens.inc(int(cached_tokens(placement, [chosen])[0]))
+        return chosen is not None
+
+    def _choose_resumption(
+        self, placement: Placement, candidates: list[Instance], decoding: list[Instance], *, begins: bool = False
+    ) -> Instance | None:
+        if not self._knows_cached:
+            return None
+        try:
+            return self.prefills.choose_resumption(placement, candidates, decoding, begins=begins)
+        except Exception as error:
+            self._record_fault(self.prefills.decider, error)
+            return None
+
+    def _resumes_on(self, session: Session, exclude: set[str]) -> Instance | None:
+        """Return the decode instance where a request had best resume for what is cached there; None: anywhere."""
+        placement = session.placement
+        # Where its KV is kept, it is pulled.
+        if not self._knows_cached or not placement.output.tokens or placement.pinned_kv.kept:
+            return None
+        able = [
+            i
+            for i in accepting(self._pool.decode_instances, exclude)
+            if i.state.hello is not None and i.state.free_blocks * i.state.hello.block_size > session.tokens
+        ]
+        return self._choose_resumption(placement, self._able_to_prefill(placement, able), able)
 
     def prefill_ended(self, placement: Placement, instance: Instance, cached_tokens: int | None) -> None:
         """Note that a chosen instance has answered, and how much of the prompt it had cached; None: it failed."""
@@ -281,6 +336,7 @@ class Controller:
         exclude = exclude | unable
         # For this admission: another prompt, after a loss or a suspension, may be computed elsewhere.
         wanted, session.placement.computes_on = session.placement.computes_on, None
+        wanted = wanted or self._resumes_on(session, exclude)
         if wanted is not None and wanted.takes("decode") and wanted.name not in exclude:
             instance = await self._admit_to(session, wanted, exclude)
         elif not self._policy.queues_requests:
@@ -293,7 +349,7 @@ class Controller:
         self.prefills.note_sent(session.placement, instance)
         if self._policy.preempts_largest:
             median = self.snapshots.median_remaining(session)
-            session.placement.priority = min(int(memory_time(float(session.tokens), median)), _LARGEST_PRIORITY)
+            session.placement.priority = min(int(memory_time(float(session.tokens), median)), LARGEST_PRIORITY)
         else:
             session.placement.priority = 0
         return instance
@@ -515,6 +571,20 @@ class Controller:
             except Exception:  # only this time, not the service (I7)
                 logger.exception("cannot tell the other processes what is placed")
                 self._metrics.faults.labels("placed").inc()
+
+    # --- warm copies ---
+
+    async def copy_running(self) -> None:
+        """Bring warm copies of running requests to other instances, period after period, until cancelled."""
+        while True:
+            await asyncio.sleep(self._config.period_s)
+            if not self._policy.copies_requests:
+                continue
+            try:
+                await self.warm_copies.decide(self.prefills.token_s)
+            except Exception:
+                logger.exception("warm copies failed; serving continues")
+                self._metrics.faults.labels("copies").inc()
 
     # --- moves ---
 

@@ -1,6 +1,7 @@
 """Where a prompt is computed: what the prefill policy is asked, and what follows from its answer."""
 
 from collections.abc import Callable, MutableMapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from ares.gateway.pool.instance import Instance
 from ares.gateway.session.placement import Placement
 from ares.policy import Places, Prefill, choose_place
 from ares.policy.cluster import IntArray
+from ares.policy.prefill.least_time import LeastTime
 
 # Seconds of a prompt's token, until an instance has computed some prompts.
 _TOKEN_BEFORE_FIT_S = 1e-4
@@ -31,7 +33,7 @@ class PrefillChoice:
     queues
         What each instance has to compute, and how fast it does; kept from one policy to the next.
     sees_prefixes
-        Whether this policy, or the one of dispatch, looks at what is cached.
+        Whether this policy, the one of dispatch, or warm copies need to know what is cached.
     log
         Called with each choice: the policy, its memory before it, its arguments and the index of the place.
 
@@ -56,6 +58,7 @@ class PrefillChoice:
         self._queues = queues
         self._sees_prefixes = sees_prefixes
         self._log = log
+        self._resuming = LeastTime()
 
     def choose(
         self, placement: Placement, prefilling: list[Instance], decoding: list[Instance]
@@ -70,7 +73,11 @@ class PrefillChoice:
         tokens = placement.tokens
         if not self._policy.sees_prefixes:
             chosen = prefilling[self._ask(_by_requests(prefilling), tokens)]
-            self._queue(chosen).begin(id(placement), tokens)
+            uncached = tokens
+            if self._sees_prefixes:
+                uncached = max(1, tokens - int(cached_tokens(placement, [chosen])[0]))
+                self.note_sent(placement, chosen)
+            self._queue(chosen).begin(id(placement), uncached)
             return chosen, False
         instances = [*prefilling, *decoding]
         places = self._places(placement, instances, len(prefilling))
@@ -89,6 +96,43 @@ class PrefillChoice:
         index = choose_place(self._policy, places, tokens)
         self._log(self._policy, memory, places, tokens, index)
         return index or 0
+
+    def choose_resumption(
+        self, placement: Placement, prefilling: list[Instance], decoding: list[Instance], *, begins: bool
+    ) -> Instance | None:
+        """Return the decode instance that computes the rest of a request which resumes, most of it being cached there.
+
+        None where no instance has anything cached, or a prefill instance takes less time. The rest may lengthen a step
+        by more than the objective: the stream waits already, and what the others lose counts.
+
+        Parameters
+        ----------
+        placement, prefilling, decoding
+            The request, and the instances that can compute it.
+        begins
+            Whether it is computed at once where this says.
+        """
+        instances = [*prefilling, *decoding]
+        places = self._places(placement, instances, len(prefilling))
+        if not places.cached_tokens[len(prefilling) :].any():
+            return None
+        none = np.zeros(len(instances))
+        places = replace(places, base_s=none, token_s=none + self.token_s, slack_s=none + np.inf)
+        index = choose_place(self._resuming, places, placement.tokens) or 0
+        if not places.decodes[index] or not places.cached_tokens[index]:
+            return None
+        chosen = instances[index]
+        if begins:
+            uncached = max(1, placement.tokens - int(places.cached_tokens[index]))
+            takes_s = (uncached + int(places.queued_tokens[index])) * places.token_s[index] + places.step_s[index]
+            self._queue(chosen).begin(id(placement), uncached, float(takes_s))
+        return chosen
+
+    @property
+    def token_s(self) -> float:
+        """Seconds to compute a prompt's token, in the mean of the instances that have computed some."""
+        known = [one for one in (queue.mean_token_s for queue in self._queues.values()) if one is not None]
+        return float(np.mean(known)) if known else _TOKEN_BEFORE_FIT_S
 
     def ended(self, placement: Placement, instance: Instance, cached_tokens: int | None) -> None:
         """Note that a prefill instance has answered, and how much it had cached; None: it failed."""

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ares.gateway.control.predictions import rows_by_key
+from ares.gateway.control.warm_copies import warm_copy
 from ares.gateway.http import merged_models
 from ares.gateway.models import Models
 from ares.gateway.pool.instance import Instance
@@ -140,7 +141,7 @@ def _instance(instance: Instance, sessions: int, left: int | None) -> dict[str, 
 
 
 def _request(session: Session, row: messages.Row | None) -> dict[str, Any]:
-    why = session.unmovable_now()
+    why, copy = session.unmovable_now(), warm_copy(session)
     predicted = row.remaining if row is not None else None
     usable = predicted is not None and plausible(predicted)
     low, middle, high = predicted if predicted is not None and usable else (None, None, None)
@@ -155,6 +156,7 @@ def _request(session: Session, row: messages.Row | None) -> dict[str, Any]:
         "remaining_p50": middle,
         "remaining_p90": high,
         "moves": session.moves,
+        "warm_copy": copy._asdict() if copy is not None else None,
         "movable": why is None,
         "reason": why,
     }

@@ -5,6 +5,9 @@ from typing import Any
 
 from ares.protocol import fields
 
+# vLLM's priority is a signed 64-bit number in a JSON body; far below what a double holds exactly.
+LARGEST_PRIORITY = 1 << 40
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -92,15 +95,16 @@ class Sampling:
 
 
 def precopy_request(
-    key: str, tokens: list[int], kv_transfer_params: dict[str, Any], sampling: Sampling
+    key: str, tokens: list[int], kv_transfer_params: dict[str, Any], sampling: Sampling, *, background: bool = False
 ) -> dict[str, Any]:
     """Return the request that pulls the KV of all `tokens` but the last; its one output token is not used.
 
     It names adapter and salt: vLLM keeps the KV of each apart in its prefix cache (v1/core/kv_cache_utils.py,
-    `generate_block_hash_extra_keys`).
+    `generate_block_hash_extra_keys`). In the background it has the largest priority, that is, it goes last.
     """
     params = {**kv_transfer_params, fields.PRECOPY: True}
-    return _body(key, tokens, {"max_tokens": 1, "temperature": 0.0}, params, sampling)
+    body = _body(key, tokens, {"max_tokens": 1, "temperature": 0.0}, params, sampling)
+    return {**body, "priority": LARGEST_PRIORITY} if background else body
 
 
 def _body(

@@ -80,6 +80,30 @@ class Metrics:
             "Tokens whose KV the targets of migrations pulled before the hand-over, while the request ran",
             registry=registry,
         )
+        self.warm_copies = Counter(
+            "ares_warm_copies_total",
+            "Warm copies of running requests that were brought to another instance, or failed",
+            ["outcome"],
+            registry=registry,
+        )
+        self.warm_copied_tokens = Counter(
+            "ares_warm_copied_tokens_total", "Tokens whose KV was pulled for warm copies", registry=registry
+        )
+        self.warm_copied_bytes = Counter(
+            "ares_warm_copied_bytes_total", "Bytes of KV that were pulled for warm copies", registry=registry
+        )
+        self.resumptions = Counter(
+            "ares_resumptions_total",
+            "Resumptions after a loss or a suspension, by what computes: the decode instance, with what it has cached, "
+            "or prefill",
+            ["where"],
+            registry=registry,
+        )
+        self.resumed_cached_tokens = Counter(
+            "ares_resumed_cached_tokens_total",
+            "Tokens of resumed requests that were cached where they were resumed, and not computed again",
+            registry=registry,
+        )
         self.unmovable = Counter(
             "ares_unmovable_requests_total",
             "Requests that are never moved, by the sampling parameter whose state would be lost",

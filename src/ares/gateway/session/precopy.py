@@ -8,7 +8,7 @@ cache lacks. Should the blocks have been evicted meanwhile, that is everything.
 import asyncio
 import itertools
 import time
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ares.gateway.openai.sampling import precopy_request
 from ares.gateway.pool.generate import EngineLostError, EngineRefusedError, Stream
@@ -69,7 +69,7 @@ async def migrate(
     precopied, failed = 0, False
     session.precopy_target = target
     try:
-        precopied = await _copy(session, source, target, timeout_s, span)
+        precopied = (await copy_blocks(session, source, target, timeout_s, span)).pulled
     except (EngineLostError, EngineRefusedError, HandoverError, TimeoutError) as error:
         failed = True
         if isinstance(error, EngineLostError):
@@ -101,21 +101,49 @@ def _ended(session: Session, source: Instance) -> str | None:
             return "not_running"
 
 
-async def _copy(session: Session, source: Instance, target: Instance, timeout_s: float, span: Span) -> int:
-    """Bring the full blocks of `session` to `target`; return how many tokens were pulled."""
+class Copied(NamedTuple):
+    """A copy of full blocks: how many tokens the target has of them, and how many of these it has pulled now."""
+
+    tokens: int = 0
+    pulled: int = 0
+
+
+async def copy_blocks(
+    session: Session,
+    source: Instance,
+    target: Instance,
+    timeout_s: float,
+    span: Span = NO_SPAN,
+    *,
+    background: bool = False,
+) -> Copied:
+    """Bring the full blocks of `session`, which runs on `source`, into the prefix cache of `target`.
+
+    In the background, every request of the target that waits for memory comes before it.
+
+    Raises
+    ------
+    EngineLostError, EngineRefusedError
+        The target died, or does not take it.
+    HandoverError
+        The pull failed, or the source may have freed the blocks.
+    TimeoutError
+        One of the two is silent.
+    """
     key = session.key
-    assert key is not None  # noqa: S101 - for the type checker: it runs on an instance
+    if key is None:
+        return Copied()
     tokens = session.prompt + session.emitted
     pin = Pin.at(source, f"{key}/copy-{next(_numbers)}", session.tuning.pinned_kv_kept_s)
     # One token more than is copied: the target must compute something, and not what was copied.
     copied = await source.control.copy(key, pin.key, len(tokens) - 1, timeout_s)
     if not copied.tokens:
-        return 0
+        return Copied()
     if not pin.kept:
         raise HandoverError("the source may have freed the copy")
     async with asyncio.timeout(timeout_s):
         ahead = tokens[: copied.tokens + 1]
-        body = precopy_request(pin.key, ahead, copied.kv_transfer_params, session.sampling)
+        body = precopy_request(pin.key, ahead, copied.kv_transfer_params, session.sampling, background=background)
         with call_span(span, "precopy", target, pin.key, len(ahead)) as call:
             try:
                 stream = await target.engine.stream(body, call.headers)
@@ -124,7 +152,7 @@ async def _copy(session: Session, source: Instance, target: Instance, timeout_s:
                 await source.control.release(pin.key)
                 raise
             try:
-                return await _wait_until_pulled(target, pin.key, stream, timeout_s)
+                return Copied(copied.tokens, await _wait_until_pulled(target, pin.key, stream, timeout_s))
             finally:
                 stream.close()
 

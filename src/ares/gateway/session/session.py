@@ -95,6 +95,9 @@ class Session:
         How often it has lost its instance, without those that it has outlived for `_OUTLIVED_TOKENS` tokens.
     precopy_target
         Where its KV goes ahead of a hand-over (gateway/session/precopy.py).
+    copied_to, copy_after
+        Where its newest warm copy went (gateway/control/warm_copies.py), and when the next one may begin: a time of
+        `time.monotonic`, infinite while one is under way.
     predicted
         The newest prediction of what it will still generate, and how many tokens it had then.
     """
@@ -145,6 +148,8 @@ class Session:
         # How many tokens there were at the newest loss.
         self._lost_at = 0
         self.precopy_target: Instance | None = None
+        self.copied_to: Instance | None = None
+        self.copy_after = 0.0
         self.predicted: tuple[tuple[float, float, float], int] | None = None
         self._selector = selector
         self._on_phase = on_phase
