@@ -39,7 +39,7 @@ def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     began = time.monotonic()
     with pytest.raises(SystemExit) as ended:
         cli.main()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
     assert isinstance(ended.value.code, int)
     return ended.value.code
 

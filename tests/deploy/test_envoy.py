@@ -101,7 +101,7 @@ async def gateway(fakes: list[FakeInstance], folder: Path) -> AsyncIterator[tupl
     task = asyncio.create_task(server.serve())
     await eventually(lambda: server.started)
     async with httpx.AsyncClient() as client:
-        service = Service(app.state.gateway, client, fakes, port)
+        service = Service(app.state.models, client, fakes, port)
         await eventually(lambda: all(i.health.healthy and i.state.hello for i in service.gateway.pool.instances))
         yield server, service
     server.should_exit = server.force_exit = True

@@ -34,6 +34,7 @@ MIGRATIONS, PRESET, PREDICTOR = "/admin/v1/migrations", "/admin/v1/preset", "/ad
 PUT = {PRESET, PREDICTOR}
 INSTANCES, WORKERS = "/admin/v1/instances", "/workers"
 DRAIN, UNDRAIN = "/admin/v1/instances/{name}/drain", "/admin/v1/instances/{name}/undrain"
+ROLE = "/admin/v1/instances/{name}/role"
 BODIES: dict[str, dict[str, Any]] = {
     CHAT: {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 8},
     TEXT: {"model": MODEL, "prompt": "Hi", "max_tokens": 8},
@@ -44,6 +45,7 @@ BODIES: dict[str, dict[str, Any]] = {
     DETOKENIZE: {"model": MODEL, "tokens": [5, 6]},
     MIGRATIONS: {"request_id": "nobody", "target": "decode-0", "mode": "auto"},
     DRAIN.format(name="nobody"): {"deadline_s": 5.0},
+    ROLE.format(name="nobody"): {"role": "both", "deadline_s": 5.0},
     PRESET: {"preset": "nonsense"},
     INSTANCES: {"url": "nonsense"},
     WORKERS: {"url": "ftp://nonsense"},
@@ -69,6 +71,7 @@ def test_the_schema_tells_of_all_routes(service: Service) -> None:
         WORKERS,
         DRAIN,
         UNDRAIN,
+        ROLE,
     }
     for path, routes in paths.items():
         for method, route in routes.items():
@@ -91,7 +94,7 @@ def _cases(schema: str, path: str, mode: GenerationMode) -> st.SearchStrategy[An
 
 @pytest.mark.parametrize(
     "path",
-    [*GENERATION, COUNT, TOKENIZE, DETOKENIZE, MIGRATIONS, INSTANCES, WORKERS, DRAIN, UNDRAIN, PRESET, PREDICTOR],
+    [*GENERATION, COUNT, TOKENIZE, DETOKENIZE, MIGRATIONS, INSTANCES, WORKERS, DRAIN, UNDRAIN, ROLE, PRESET, PREDICTOR],
 )
 @fuzz("routes: requests from the OpenAPI schema", 12, data=st.data(), negative=st.booleans())
 def test_what_the_schema_allows_and_what_not(service: Service, path: str, data: st.DataObject, negative: bool) -> None:

@@ -4,26 +4,26 @@ On simulated engines. A training step waits for the last output of its batch; wi
 have nothing left to do long before. Each preset runs the same batches, drawn by the same seeds.
 """
 
-import json
 import statistics
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
 from rich.console import Console
 
-from ares.bench.environment import describe
-from ares.simulator.cluster import Outcome
-from ares.simulator.error_models import ERROR_MODELS
-from ares.simulator.profile import ProfileError
-from ares.simulator.scenario import Scenario
+from ares import extras
+from ares.bench.environment import describe, write
+from ares.bench.options import JsonFile
 from ares.terminal.errors import exit_with_error
 from ares.terminal.progress import progress_display
 from ares.terminal.tables import show, table
 from ares.traces import Workload
 from ares.traces.records import TraceError
+
+if TYPE_CHECKING:
+    from ares.simulator.cluster import Outcome
 
 # Without moves and with them, and what most routers do.
 PRESETS = ("static-rr", "static-least-loaded", "ares-suspension", "ares")
@@ -38,7 +38,7 @@ def batch(work: Workload, samples: int) -> Workload:
     return replace(work, arrival_s=np.zeros(len(work)), prompt_tokens=prompts, templates=templates)
 
 
-def measured(outcome: Outcome) -> dict[str, Any]:
+def measured(outcome: "Outcome") -> dict[str, Any]:
     """Return the figures of one run: when outputs ended, and how much of the decode instances' time was idle.
 
     Raises
@@ -89,11 +89,14 @@ def command(
         list[str] | None,
         typer.Option("--preset", help="May be repeated; the first one is what others are compared to."),
     ] = None,
-    json_path: Annotated[
-        Path | None, typer.Option("--json", help="Write the result here ('-': standard output).")
-    ] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Time a batch of rollouts to its last output, with and without moves, on simulated engines."""
+    extras.require("numba")
+    from ares.simulator.error_models import ERROR_MODELS
+    from ares.simulator.profile import ProfileError
+    from ares.simulator.scenario import Scenario
+
     names = list(dict.fromkeys(presets or PRESETS))
     scenario = Scenario(trace, None, requests, prefill, decode, profile, None, predictor, 0.5)
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
@@ -119,13 +122,8 @@ def command(
         "predictor": predictor if predictor in ERROR_MODELS else Path(predictor).name,
         **describe(),
     }
-    text = json.dumps(result, indent=2)
-    if json_path is not None and str(json_path) != "-":
-        json_path.write_text(text + "\n", encoding="utf-8")
-    elif json_path is not None:
-        typer.echo(text)
-        return
     _print(result)
+    write(result, json_file)
 
 
 def _print(result: dict[str, Any]) -> None:

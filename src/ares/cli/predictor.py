@@ -431,7 +431,7 @@ def show(result: dict[str, Any]) -> None:
     for one in result["skipped"]:
         tables.show(f"not compared: {one['baseline']}: {one['reason']}")
     for where, name in (("a prefill elsewhere", "behind_a_prefill"), ("a move", "behind_a_move")):
-        behind = result[name]
+        behind = result.get(name, {})  # an evaluation of before has none
         for kind, what in (("carried", "the average of the states travels"), ("restarted", "it is lost")):
             one = behind.get(kind)
             if one and one["mae_above_share"] is not None:

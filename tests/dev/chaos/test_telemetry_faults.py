@@ -114,7 +114,7 @@ def test_of_many_decisions_some_are_logged(tmp_path: Path) -> None:
 
 def test_decisions_fail_by_their_own_number(monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(dispatches: int) -> list[bool]:
-        for name in ("dispatcher", "admission_policy", "rebalancer", "avoid_oom"):
+        for name in ("prefill_policy", "dispatcher", "admission_policy", "rebalancer", "avoid_oom"):
             monkeypatch.setattr(gateway.controller, name, lambda *_: Mock())
         gateway.install(7, 0.5)
         names = vars(gateway.controller)

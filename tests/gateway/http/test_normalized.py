@@ -77,7 +77,7 @@ async def test_one_model(shared: Service, name: str) -> None:
 async def test_a_model_that_is_not_served(shared: Service) -> None:
     found = failure(await shared.client.get("/v1/models/some/other"), 404)
     assert (found["code"], found["param"]) == ("model_not_found", "model")
-    assert "'some/other'" in found["message"]
+    assert "`some/other`" in found["message"]
 
 
 def ids(reply: httpx.Response) -> tuple[int, str | None]:

@@ -1,6 +1,7 @@
 """Chat templates come out as transformers renders them, and tokenizers as it loads them."""
 
 import importlib.util
+import inspect
 import json
 import shutil
 import subprocess
@@ -192,7 +193,7 @@ def test_what_cannot_be_written_down_is_loaded_here(model_folder: Path, monkeypa
     head = json.dumps({"chat_template": "t", "special_tokens": {}, "encode_special_tokens": False}).encode()
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0, stdout=head + b"\n"))
     monkeypatch.setattr(tokenizer_files, "read", lambda _: tokenizer.ModelTokenizer(custom, "t", {}))
-    made = tokenizer.load.__wrapped__(model_folder)
+    made = inspect.unwrap(tokenizer.load)(model_folder)
     assert made.tokenizer is custom
     assert made.chat_template == "t"
 
