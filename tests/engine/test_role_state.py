@@ -2,9 +2,9 @@
 
 import pytest
 
-from ares.engine.role_state import ALL_ROLES, RoleState
+from ares.engine.role_state import RoleState
 from ares.protocol import messages
-from ares.protocol.messages import Role
+from ares.protocol.messages import ROLES, Role
 
 
 def load(running: int, waiting: int = 0, prefilling: int = 0) -> messages.Telemetry:
@@ -26,7 +26,7 @@ def order(state: RoleState, role: Role, now: float = 0.0, deadline_s: float = 60
     ],
 )
 def test_role_changes_when_the_excluded_work_has_ended(before: Role, after: Role, left: messages.Telemetry) -> None:
-    state = RoleState(before, list(ALL_ROLES))
+    state = RoleState(before, list(ROLES))
     assert order(state, after) == messages.RoleResult(7, before, after)
     reported = state.report(left, 10.0)
     assert (reported.role, reported.next_role, reported.role_left_s) == (before, after, 50.0)
@@ -38,13 +38,13 @@ def test_role_changes_when_the_excluded_work_has_ended(before: Role, after: Role
 
 @pytest.mark.parametrize("before", ["prefill", "decode"])
 def test_nothing_has_to_end_for_the_role_both(before: Role) -> None:
-    state = RoleState(before, list(ALL_ROLES))
+    state = RoleState(before, list(ROLES))
     order(state, "both")
     assert state.report(load(2, 1, prefilling=1), 0.0).role == "both"
 
 
 def test_role_is_kept_where_work_is_left_at_the_deadline() -> None:
-    state = RoleState("decode", list(ALL_ROLES))
+    state = RoleState("decode", list(ROLES))
     order(state, "prefill", deadline_s=5.0)
     assert state.report(load(1), 5.0).next_role == "prefill"
     reported = state.report(load(1), 5.1)
@@ -53,7 +53,7 @@ def test_role_is_kept_where_work_is_left_at_the_deadline() -> None:
 
 
 def test_second_change_is_refused_and_the_own_role_ends_the_first() -> None:
-    state = RoleState("decode", list(ALL_ROLES))
+    state = RoleState("decode", list(ROLES))
     order(state, "prefill")
     answer = order(state, "both")
     assert (answer.next_role, answer.refused) == ("prefill", "it is about to become prefill")

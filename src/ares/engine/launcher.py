@@ -26,12 +26,11 @@ from ares.engine.learning.flags import DEFAULT_AT_ONCE, LEARN, LearningFlags, Op
 from ares.engine.learning.folder import version_of
 from ares.engine.logs import follow_vllm
 from ares.engine.prediction import predictor_choice
-from ares.engine.role_state import ALL_ROLES
 from ares.free_ports import free_port
 from ares.models import resolve as models
 from ares.predictor import shards
 from ares.protocol.fields import CONTROL_KEY_VARIABLE, PULL_WITHIN_STEP_BYTES
-from ares.protocol.messages import Role
+from ares.protocol.messages import ROLES, Role
 
 # How long the KV of a finished prefill or a cut request stays pinned; a target's heartbeats extend it (vLLM's default).
 LEASE_S = 30
@@ -141,7 +140,7 @@ def serve(settings: WorkerSettings) -> None:
             record_token_ids=settings.learning.record_token_ids,
             # Without our connector there is no channel to tell gateways of a drain.
             drain_deadline_s=settings.drain_deadline_s if settings.connector == "ares" else 0.0,
-            roles=(settings.role,) if settings.fixed_role else ALL_ROLES,
+            roles=(settings.role,) if settings.fixed_role else ROLES,
         )
     )
     _check_packages()

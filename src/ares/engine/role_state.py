@@ -7,7 +7,6 @@ role changes when nothing of it is left. What comes late does no harm: it is com
 
 import logging
 from dataclasses import dataclass
-from typing import get_args
 
 import msgspec
 
@@ -15,8 +14,6 @@ from ares.protocol import messages
 from ares.protocol.messages import Role
 
 logger = logging.getLogger(__name__)
-
-ALL_ROLES: tuple[Role, ...] = get_args(Role)
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ class Models:
         first, *others = served
         self.first = Gateway(first.config, first.folder, tuning, first.parsers, counts)
         self._gateways = [self.first] + [
-            Gateway(one.config, one.folder, tuning, one.parsers, beside=self.first) for one in others
+            Gateway(one.config, one.folder, tuning, one.parsers, first=self.first) for one in others
         ]
 
     def __iter__(self) -> Iterator[Gateway]:

@@ -96,9 +96,8 @@ class Gateway:
         Parsers of reasoning and tool calls; None: text is given as it is.
     counts
         Those that the processes of the gateway share; None: it is the only one.
-    beside
-        The gateway of the first model, where this is that of another one: it finds the instances, and both share what
-        is not of one model.
+    first
+        The gateway of the first model, which finds the instances of all and has what they share; None: this is it.
 
     Attributes
     ----------
@@ -117,11 +116,11 @@ class Gateway:
         tuning: Tuning = DEFAULT,
         parsers: Parsers | None = None,
         counts: SharedCounts | None = None,
-        beside: "Gateway | None" = None,
+        first: "Gateway | None" = None,
     ) -> None:
         self.config = config
-        if beside is not None:
-            counts = beside.counts.of_another_model()
+        if first is not None:
+            counts = first.counts.of_another_model()
         self.counts: SharedCounts = counts or SharedCounts(keys=len(config.api_keys))
         self.tuning = tuning
         self._folder = folder
@@ -141,15 +140,15 @@ class Gateway:
             )
         )
         self.scores = PredictionScores(self.metrics, self.recent.prediction_error_tokens, tuning.kept_versions)
-        self.learners: Learners = Learners(self.metrics, tuning) if beside is None else beside.learners
-        self.migrations: Moves = Moves(tuning.kept_migrations) if beside is None else beside.migrations
+        self.learners: Learners = Learners(self.metrics, tuning) if first is None else first.learners
+        self.migrations: Moves = Moves(tuning.kept_migrations) if first is None else first.migrations
         self.sessions: dict[str, Session] = {}
-        self.session_ids: set[str] = set() if beside is None else beside.session_ids
+        self.session_ids: set[str] = set() if first is None else first.session_ids
         self.generation_defaults = generation_defaults.load(
             folder, config.generation_config, config.override_generation_config
         )
-        self._beside = beside
-        self.pools: Pools = Pools() if beside is None else beside.pools
+        self._first = first
+        self.pools: Pools = Pools() if first is None else first.pools
         self.pool: Pool
         self.membership: Membership
         self.controller: Controller
@@ -161,14 +160,14 @@ class Gateway:
             lambda session: self.controller.snapshots.median_remaining(session),  # noqa: PLW0108 - made by `start`
             self.counts,
         )
-        self.shutdown: Shutdown = Shutdown() if beside is None else beside.shutdown
+        self.shutdown: Shutdown = Shutdown() if first is None else first.shutdown
         self.tracer: Tracer = NO_TRACER
         self._capacity_tokens = 0
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> None:
         """Connect to the instances and start to rebalance; the gateway of the first model starts before the others."""
-        config, first = self.config, self._beside
+        config, first = self.config, self._first
         # In each process its own: it has a thread.
         self.tracer = make_tracer(config.otlp_traces_endpoint, self.name) if first is None else first.tracer
         self.http = http_client(
@@ -179,7 +178,7 @@ class Gateway:
         urls = config.workers if first is None else []
         self.pool = Pool(urls, self.http, config.telemetry_interval_s, key, self.name, served, self.tuning)
         self.pool.sources = self._sources
-        self.pool.named_beside = self.pools.instances
+        self.pool.all_instances = self.pools.instances
         self.pools.append(served, self.pool)
         if first is None:
             sources = make_sources(config.service_discovery, self.tuning)
@@ -204,7 +203,7 @@ class Gateway:
         logger.info("this gateway is called %s", self.name)
         self.pool.start()
         self._spawn(self.controller.admit_waiting())
-        self._spawn(self.controller.rebalance())
+        self._spawn(self.controller.rebalancing.run())
         self._spawn(self.controller.copy_running())
         self._spawn(self._supervise())
         self._spawn(self.drainer.run())
@@ -224,7 +223,7 @@ class Gateway:
         await self.http.close()
         self.controller.log.close()
         self.recorder.close()
-        if self._beside is None:
+        if self._first is None:
             await self.tracer.close()
 
     @property

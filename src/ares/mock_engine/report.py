@@ -9,7 +9,6 @@ import msgspec
 from ares import __version__
 from ares.engine import forecast_metrics
 from ares.engine.identity import InstanceSettings, describe
-from ares.engine.role_state import ALL_ROLES
 from ares.mock_engine.batch import Batch
 from ares.mock_engine.faults import PREDICTIONS, FaultState, faulty_telemetry
 from ares.mock_engine.pins import Pins
@@ -18,7 +17,7 @@ from ares.mock_engine.request import Request
 from ares.mock_engine.settings import EngineSettings, Identity
 from ares.protocol import messages
 from ares.protocol.fields import RequestState
-from ares.protocol.messages import Role
+from ares.protocol.messages import ROLES, Role
 
 _FROZEN_POLL_S = 0.05
 
@@ -94,7 +93,7 @@ def hello(instance: Described) -> messages.Hello:
         max_num_seqs=settings.profile.max_num_seqs,
         max_num_batched_tokens=settings.profile.max_num_batched_tokens,
         kv_events=settings.prefix_caching,
-        roles=[identity.role] if identity.fixed_role else list(ALL_ROLES),
+        roles=[identity.role] if identity.fixed_role else list(ROLES),
     )
 
 

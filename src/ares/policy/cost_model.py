@@ -1,10 +1,28 @@
 """Linear cost models with non-negative coefficients, fitted online; old observations lose weight."""
 
+from typing import TypeVar
+
 import numpy as np
 
 from ares.policy.cluster import FloatArray
 
 _RIDGE = 1e-4  # of each feature's own mean square: decides between features that the observations cannot separate
+# Objective of the time per token where none is set: so many times a step at full memory.
+_TPOT_IN_FULL_STEPS = 1.5
+Seconds = TypeVar("Seconds", float, FloatArray)
+
+
+def default_tpot_s(base_s: Seconds, token_s: Seconds, capacity_tokens: Seconds) -> Seconds:
+    """Return the objective of the time per token of a request without one of its own, by a step at full memory.
+
+    Parameters
+    ----------
+    base_s, token_s
+        Seconds of a step without any request, and of each token of KV in it; of one instance or of several.
+    capacity_tokens
+        KV capacity in tokens, likewise.
+    """
+    return _TPOT_IN_FULL_STEPS * (base_s + token_s * capacity_tokens)
 
 
 class OnlineLeastSquares:

@@ -1,4 +1,4 @@
-"""One decorator for the five kinds of policy: the base class of a policy decides which it is."""
+"""One decorator for the policies of a preset, whichever part they are: the base class of a policy decides that."""
 
 from collections.abc import Callable
 from typing import Any

@@ -18,13 +18,14 @@ Some tags are earlier names of their messages (`admitted`, `handover`). They sta
 different versions understand each other.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
 from ares.protocol.fields import CutOutcome, RequestState
 
 Role = Literal["prefill", "decode", "both"]
+ROLES: tuple[Role, ...] = get_args(Role)
 
 # The levels of the quantiles in `Row.remaining`.
 REMAINING_LEVELS = (0.1, 0.5, 0.9)

@@ -102,8 +102,8 @@ async def test_nonsense_is_counted_and_serving_goes_on(
         hold(fakes, 40)
         client = Client(gateway, 100)
         await client.reached(5)
-        gateway.controller.rebalance_decider.policy.decide = orders
-        await eventually(lambda: gateway.controller.rebalance_decider.faults[kind] >= 3)
+        gateway.controller.rebalancing.decider.policy.decide = orders
+        await eventually(lambda: gateway.controller.rebalancing.decider.faults[kind] >= 3)
         stop_holding(fakes)
         await client.finish()
         client.check(100)

@@ -30,7 +30,7 @@ async def test_a_controller_that_throws_does_not_stop_serving(fakes: list[FakeIn
         raise RuntimeError("a bug in the policy")
 
     await started(gateway)
-    gateway.controller.rebalance_decider.policy.decide = broken
+    gateway.controller.rebalancing.decider.policy.decide = broken
     client = Client(gateway)
     await client.finish()
     client.check()
@@ -53,7 +53,7 @@ async def test_a_policy_that_orders_nonsense_costs_nothing(fakes: list[FakeInsta
         ]
 
     await started(gateway)
-    gateway.controller.rebalance_decider.policy.decide = insists
+    gateway.controller.rebalancing.decider.policy.decide = insists
     clients = [Client(gateway, 300, name=f"r{n}") for n in range(2)]
     await finish(clients, 300)
     assert turn > 5

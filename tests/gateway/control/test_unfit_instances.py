@@ -82,7 +82,7 @@ async def test_rebalancing(pool: list[FakeInstance], model_folder: Path) -> None
         target = cluster.instances.index("decode-0")
         return [MigrationDecision(n, int(at), target, 1.0, "x") for n, at in enumerate(cluster.location)]
 
-    gateway.controller.rebalance_decider.policy.decide = insists
+    gateway.controller.rebalancing.decider.policy.decide = insists
     hold(pool, 30)
     made = clients(gateway, 2)
     for client in made:
@@ -113,7 +113,7 @@ async def test_instances_that_are_alike_go_on_exchanging_requests(model_folder: 
                 if cluster.movable[n]
             ]
 
-        gateway.controller.rebalance_decider.policy.decide = elsewhere
+        gateway.controller.rebalancing.decider.policy.decide = elsewhere
         client = Client(gateway, 400)
         await eventually(lambda: any(record.outcome == "moved" for record in gateway.migrations), 15)
         await finish([client], 400)

@@ -1,7 +1,8 @@
-"""The live controller: which requests are admitted to decode and where, which migrate, which are suspended.
+"""The live controller: the policies in force, and which requests are admitted to decode and where.
 
 It decides; the sessions carry its decisions out. Of several gateways in front of one pool, each admits its own
-sessions, and they take turns to decide migrations (gateway/control/lease.py).
+sessions. Where prompts are computed, which requests move and which get warm copies is decided in prefill_candidates.py,
+rebalancing.py and warm_copies.py.
 
 A fault in a decision costs that decision and never the service (I7): waiting requests are then admitted by dispatch.
 """
@@ -23,7 +24,9 @@ from ares.gateway.control import lengths
 from ares.gateway.control.compile_ahead import compile_ahead
 from ares.gateway.control.decider import Decider
 from ares.gateway.control.lease import Lease
-from ares.gateway.control.prefill_choice import PrefillChoice, Queues, cached_tokens, has_room
+from ares.gateway.control.prefill_candidates import PrefillCandidates
+from ares.gateway.control.prefill_choice import PrefillChoice, Queues, cached_tokens
+from ares.gateway.control.rebalancing import Migrate, Rebalancing
 from ares.gateway.control.snapshot import ClusterSnapshot, SnapshotBuilder, accepting
 from ares.gateway.control.warm_copies import WarmCopies
 from ares.gateway.openai.sampling import LARGEST_PRIORITY
@@ -41,20 +44,15 @@ from ares.gateway.tuning import DEFAULT, Tuning
 from ares.policy import (
     PRESETS,
     DecisionError,
-    MigrationDecision,
     Preset,
-    Rebalance,
     admission_policy,
     choose_instance,
     copier,
     decide_admissions,
-    decide_moves,
     dispatcher,
     prefill_policy,
-    rebalancer,
 )
 from ares.policy.admission import AdmissionDecision, memory_time
-from ares.policy.oom_avoidance import NO_TARGET, OomAvoidanceSettings, avoid_oom, exclude_conflicts
 from ares.policy.oom_avoidance import prepare as prepare_oom_avoidance
 
 logger = logging.getLogger(__name__)
@@ -73,9 +71,6 @@ class NoRoomError(NoInstanceError):
     """The instances had no room for too long."""
 
     code = "waited_too_long"
-
-
-Migrate = Callable[[Session, Instance, str, str], Coroutine[Any, Any, Any]]
 
 
 def prepare(chosen: Preset) -> None:
@@ -133,16 +128,17 @@ class Controller:
         self.log = DecisionLog(config.decision_log)
         self._tuning = tuning
         self._config, self._pool, self._sessions, self._metrics = config, pool, sessions, metrics
-        self._migrate, self._spawn = migrate, spawn
+        self._spawn = spawn
         self._waiting: dict[str, _Waiting] = {}
         self._changed = asyncio.Event()
         self._prefill_queues: Queues = WeakKeyDictionary()
-        # Tasks of the moves and suspensions that the newest decision has started.
-        self._started: list[asyncio.Task[Any]] = []
         self._dispatching = asyncio.Lock()
         # Lengths of the outputs that have ended since the last decision of admission.
         self._ended: deque[int] = deque(maxlen=tuning.kept_lengths)
         self.suspensions = 0
+        self.rebalancing = Rebalancing(
+            config, pool, sessions, metrics, self.snapshots, self.lease, self.log, tuning, migrate, self._suspend, spawn
+        )
         self.use_preset(config.preset)
 
     # --- the policy in force ---
@@ -169,15 +165,23 @@ class Controller:
             self.snapshots.lengths.compile()
         self.dispatch_decider = Decider(dispatcher(chosen.dispatch, chosen.dispatch_settings), choose_instance)
         prefill = prefill_policy(chosen.prefill, chosen.prefill_settings)
-        self._knows_cached = chosen.sees_prefixes or chosen.copies_requests
+        knows_cached = chosen.sees_prefixes or chosen.copies_requests
         self.prefills = PrefillChoice(
             prefill,
             self._config.slo_tpot_s,
             self._prefill_queues,
-            sees_prefixes=self._knows_cached,
+            sees_prefixes=knows_cached,
             log=partial(self.log.prefill, name),
         )
-        if self._knows_cached:
+        self._prefill_candidates = PrefillCandidates(
+            self._pool,
+            self._metrics,
+            self.prefills,
+            self._record_fault,
+            sees_prefixes=chosen.sees_prefixes,
+            knows_cached=knows_cached,
+        )
+        if knows_cached:
             self._pool.follow_kv_events()
         self.warm_copies = WarmCopies(
             copier(chosen.copies, chosen.copies_settings),
@@ -192,7 +196,7 @@ class Controller:
         self.admission_decider = Decider(
             admission_policy(chosen.admission, chosen.admission_settings), decide_admissions
         )
-        self.rebalance_decider = Decider(rebalancer(chosen.rebalance, chosen.rebalance_settings), decide_moves)
+        self.rebalancing.use(name, chosen)
         self.snapshots.cooldown_s = self._config.cooldown(chosen)
         self._changed.set()
 
@@ -238,84 +242,9 @@ class Controller:
     # --- choice of instances (the protocol that a session uses) ---
 
     def choose_prefill(self, placement: Placement, destination: Instance | None) -> Instance | None:
-        """Return the open prefill instance that the policy chooses, whose KV the destination, or some, can use.
-
-        None where the decode instance is to prefill.
-        """
-        placement.computes_on = None
-        tokens = placement.tokens
-        decoding = [destination] if destination is not None else accepting(self._pool.decode_instances, ())
-        decoding = decoding or self._pool.decode_instances
-        candidates = self._able_to_prefill(placement, decoding)
-        if (
-            destination is not None
-            and placement.output.tokens
-            and self._computes_rest(placement, candidates, destination)
-        ):
-            return None
-        if not candidates:
-            return None
-        computing: list[Instance] = []
+        """Return the prefill instance that is to compute a prompt; None where a decode instance is to."""
         # Requests that wait for memory come before this one.
-        if self._policy.sees_prefixes and not self._waiting:
-            able = (i for i in decoding if i.takes("decode") and unfit(placement, i.state, None) is None)
-            computing = [i for i in able if has_room(i, tokens)]
-        try:
-            chosen, decodes = self.prefills.choose(placement, candidates, computing)
-        except Exception as error:
-            self._record_fault(self.prefills.decider, error)
-            return candidates[0]
-        if decodes:
-            # Where it is admitted already, there is nothing to choose any more.
-            placement.computes_on = chosen if destination is None else None
-            return None
-        return chosen
-
-    def _able_to_prefill(self, placement: Placement, decoding: list[Instance]) -> list[Instance]:
-        """Return the open prefill instances whose KV one of these decode instances can use."""
-        # In a pool without separate prefill instances, moving the KV of every prompt would gain nothing.
-        if all(i.role == "both" for i in self._pool.instances):
-            return []
-        return [
-            i
-            for i in self._pool.prefill_instances
-            if i.takes("prefill")
-            and i.state.serves(placement.sampling.adapter)
-            and i.state.fits(placement.tokens + 1)
-            and any(unfit(placement, each.state, i.state.settings) is None for each in decoding)
-        ]
-
-    def _computes_rest(self, placement: Placement, candidates: list[Instance], destination: Instance) -> bool:
-        """Whether a request that resumes is computed where it will decode, because most of it is cached there."""
-        chosen = self._choose_resumption(placement, candidates, [destination], begins=True)
-        self._metrics.resumptions.labels("prefill" if chosen is None else "decode").inc()
-        if chosen is not None:
-            self._metrics.resumed_cached_tokens.inc(int(cached_tokens(placement, [chosen])[0]))
-        return chosen is not None
-
-    def _choose_resumption(
-        self, placement: Placement, candidates: list[Instance], decoding: list[Instance], *, begins: bool = False
-    ) -> Instance | None:
-        if not self._knows_cached:
-            return None
-        try:
-            return self.prefills.choose_resumption(placement, candidates, decoding, begins=begins)
-        except Exception as error:
-            self._record_fault(self.prefills.decider, error)
-            return None
-
-    def _resumes_on(self, session: Session, exclude: set[str]) -> Instance | None:
-        """Return the decode instance where a request had best resume for what is cached there; None: anywhere."""
-        placement = session.placement
-        # Where its KV is kept, it is pulled.
-        if not self._knows_cached or not placement.output.tokens or placement.pinned_kv.kept:
-            return None
-        able = [
-            i
-            for i in accepting(self._pool.decode_instances, exclude)
-            if i.state.hello is not None and i.state.free_blocks * i.state.hello.block_size > session.tokens
-        ]
-        return self._choose_resumption(placement, self._able_to_prefill(placement, able), able)
+        return self._prefill_candidates.choose(placement, destination, to_decode=not self._waiting)
 
     def prefill_ended(self, placement: Placement, instance: Instance, cached_tokens: int | None) -> None:
         """Note that a chosen instance has answered, and how much of the prompt it had cached; None: it failed."""
@@ -336,7 +265,7 @@ class Controller:
         exclude = exclude | unable
         # For this admission: another prompt, after a loss or a suspension, may be computed elsewhere.
         wanted, session.placement.computes_on = session.placement.computes_on, None
-        wanted = wanted or self._resumes_on(session, exclude)
+        wanted = wanted or self._prefill_candidates.resumes_on(session, exclude)
         if wanted is not None and wanted.takes("decode") and wanted.name not in exclude:
             instance = await self._admit_to(session, wanted, exclude)
         elif not self._policy.queues_requests:
@@ -585,93 +514,3 @@ class Controller:
             except Exception:
                 logger.exception("warm copies failed; serving continues")
                 self._metrics.faults.labels("copies").inc()
-
-    # --- moves ---
-
-    async def rebalance(self) -> None:
-        """Decide moves, period after period, until cancelled."""
-        while True:
-            await asyncio.sleep(self._config.period_s)
-            if not self._policy.moves:
-                continue
-            try:
-                result = await self._decide_moves_with_lease()
-            except Exception:
-                logger.exception("rebalancing failed; serving continues")
-                self._metrics.faults.labels("rebalance").inc()
-                result = "failed"
-            self._metrics.decisions.labels(result).inc()
-
-    async def _decide_moves_with_lease(self) -> str:
-        """Decide moves if the lease is granted within a period.
-
-        Returns
-        -------
-        The result as the metric counts it: `elsewhere` (another gateway has the lease), `moved` (moves or
-        suspensions were started), `kept` (none was) or `failed`.
-        """
-        if not await self.lease.acquire(self._config.period_s):
-            return "elsewhere"
-        self._started = []
-        try:
-            return await self._decide_moves()
-        finally:
-            self._spawn(self.lease.release(self._started))
-
-    async def _decide_moves(self) -> str:
-        """Ask out-of-memory avoidance, then the rebalance policy, and start what they decide; return the result."""
-        # Most instances exchange their requests; what differs from them neither gives nor takes any.
-        snapshot = self.snapshots.build(self._sessions.values(), self._pool.differing().keys())
-        avoids_oom = self._policy.avoids_oom
-        if avoids_oom:
-            # They resume on an instance that has room, not on the one that had none.
-            for session in (s for s in snapshot.preempted if s.unmovable_now() is None):
-                self._spawn(self._suspend(session, "preempted"))
-        oom_avoidance = OomAvoidanceSettings(lookahead_s=2.0 * self._config.period_s + snapshot.cluster.stall_s)
-        # Only where suspension is part of the preset: the presets for comparison must not get it as well.
-        oom_actions = avoid_oom(snapshot.cluster, oom_avoidance, snapshot.running) if avoids_oom else []
-        preset, decider = self.preset, self.rebalance_decider
-        decided, failed = await self._call_rebalancer(decider, snapshot)
-        if decider is not self.rebalance_decider:  # another preset was put in force meanwhile
-            return "kept"
-        moves = exclude_conflicts(decided, oom_actions)
-        self.log.moves(
-            preset, snapshot, decider.policy, oom_avoidance if avoids_oom else None, oom_actions, moves, failed
-        )
-        for one in oom_actions:
-            session = snapshot.sessions[one.request]
-            self._metrics.oom_actions.labels("suspended" if one.target == NO_TARGET else "moved").inc()
-            if one.target == NO_TARGET:
-                self._started.append(self._spawn(self._suspend(session, f"out-of-memory avoidance: {one.reason}")))
-            else:
-                self._start_move(
-                    session, snapshot.instances[one.target], f"out-of-memory avoidance: {one.reason}", "avoid_oom"
-                )
-        for move in moves:
-            session, target = snapshot.sessions[move.request], snapshot.instances[move.target]
-            self._start_move(session, target, f"{preset}: {move.reason}", preset)
-        return "failed" if failed else "moved" if moves or oom_actions else "kept"
-
-    async def _call_rebalancer(
-        self, decider: Decider[Rebalance, list[MigrationDecision]], snapshot: ClusterSnapshot
-    ) -> tuple[list[MigrationDecision], str | None]:
-        """Return the moves of the policy, and how it failed, if it did: out-of-memory avoidance acts even then (I7)."""
-        try:
-            timeout_s = max(self._config.period_s, self._tuning.decision_s)
-            return await decider.decide(snapshot.cluster, timeout_s=timeout_s), None
-        except DecisionError as error:
-            decider.record_fault(error)
-            self._metrics.faults.labels("rebalance").inc()
-            return [], error.kind
-
-    def _start_move(self, session: Session, target: Instance, reason: str, trigger: str) -> None:
-        logger.info("migrate %s to %s: %s", session.id, target.name, reason)
-        session.span.event("migrate", {"ares.reason": reason, "ares.target": target.name})
-        self._started.append(self._spawn(self._try_to_migrate(session, target, reason, trigger)))
-
-    async def _try_to_migrate(self, session: Session, target: Instance, reason: str, trigger: str) -> None:
-        try:
-            await self._migrate(session, target, reason, trigger)
-        except Exception as error:  # the policy saw an older state, or the migration failed: the request continues
-            logger.info("did not migrate %s: %s", session.id, error)
-            session.span.event("not migrated", {"ares.reason": str(error), "ares.target": target.name})

@@ -11,12 +11,11 @@ from ares.gateway.pool.instance import Instance
 from ares.gateway.session.placement import Placement
 from ares.policy import Places, Prefill, choose_place
 from ares.policy.cluster import IntArray
+from ares.policy.cost_model import default_tpot_s
 from ares.policy.prefill.least_time import LeastTime
 
 # Seconds of a prompt's token, until an instance has computed some prompts.
 _TOKEN_BEFORE_FIT_S = 1e-4
-# Objective of the time per token where none is set: so many times a step at full memory.
-_TPOT_IN_FULL_STEPS = 1.5
 Log = Callable[[Prefill, dict[str, float], Places, int, int | None], None]
 Queues = MutableMapping[Instance, PrefillQueue]
 
@@ -83,10 +82,7 @@ class PrefillChoice:
         places = self._places(placement, instances, len(prefilling))
         index = self._ask(places, tokens)
         chosen = instances[index]
-        uncached = max(1, tokens - int(places.cached_tokens[index]))
-        takes_s = (uncached + int(places.queued_tokens[index])) * places.token_s[index] + places.step_s[index]
-        # The end of a prompt on a decode instance is not reported.
-        self._queue(chosen).begin(id(placement), uncached, takes_s if places.decodes[index] else float("inf"))
+        self._begin(placement, chosen, places, index)
         self.note_sent(placement, chosen)
         return chosen, index >= len(prefilling)
 
@@ -123,10 +119,15 @@ class PrefillChoice:
             return None
         chosen = instances[index]
         if begins:
-            uncached = max(1, placement.tokens - int(places.cached_tokens[index]))
-            takes_s = (uncached + int(places.queued_tokens[index])) * places.token_s[index] + places.step_s[index]
-            self._queue(chosen).begin(id(placement), uncached, float(takes_s))
+            self._begin(placement, chosen, places, index)
         return chosen
+
+    def _begin(self, placement: Placement, chosen: Instance, places: Places, index: int) -> None:
+        """Count what an instance, the place at an index, is to compute of a request as queued there."""
+        uncached = max(1, placement.tokens - int(places.cached_tokens[index]))
+        takes_s = (uncached + int(places.queued_tokens[index])) * places.token_s[index] + places.step_s[index]
+        # The end of a prompt on a decode instance is not reported.
+        self._queue(chosen).begin(id(placement), uncached, float(takes_s) if places.decodes[index] else float("inf"))
 
     @property
     def token_s(self) -> float:
@@ -186,7 +187,7 @@ class PrefillChoice:
         if objective_s is None:
             if fitted is None:
                 return 0.0
-            objective_s = _TPOT_IN_FULL_STEPS * float(fitted[0] + fitted[2] * instance.state.capacity_tokens)
+            objective_s = default_tpot_s(float(fitted[0]), float(fitted[2]), float(instance.state.capacity_tokens))
         return max(0.0, objective_s - step_s)
 
 

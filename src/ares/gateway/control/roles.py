@@ -10,10 +10,10 @@ is aborted for it.
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from ares.gateway.control.lease import Lease
-from ares.gateway.pool.instance import Instance, Work
+from ares.gateway.pool.instance import Instance, excluded_by
 from ares.gateway.pool.pool import Pool
 from ares.gateway.records.metrics import Metrics
 from ares.gateway.tuning import DEFAULT, Tuning
@@ -21,10 +21,7 @@ from ares.protocol.messages import Role
 
 logger = logging.getLogger(__name__)
 
-ROLES: tuple[Role, ...] = get_args(Role)
 Trigger = Literal["commanded", "planned"]
-# The work that each role leaves out.
-_WITHOUT: dict[Role, tuple[Work, ...]] = {"prefill": ("decode",), "decode": ("prefill",), "both": ()}
 
 
 class RoleError(Exception):
@@ -85,7 +82,7 @@ class RoleChanges:
         if role == (instance.next_role or instance.role):
             now = "is about to have" if instance.next_role else "has"
             return RoleError(409, "role_unchanged", f"{name} {now} the role {role} already")
-        if (lost := self._pool.lost_without(instance, _WITHOUT[role])) is not None:
+        if (lost := self._pool.lost_without(instance, excluded_by(role))) is not None:
             return RoleError(409, "last_instance", f"{name} is {lost}; give another instance that role first, or both")
         return None
 
@@ -139,7 +136,7 @@ class RoleChanges:
                         self._metrics.faults.labels("role").inc()
 
     async def _keep_last(self, instance: Instance, next_role: Role) -> None:
-        ending = (work for work in _WITHOUT[next_role] if work not in _WITHOUT[instance.role])
+        ending = (work for work in excluded_by(next_role) if work not in excluded_by(instance.role))
         if all(any(i.takes(work) for i in self._pool.instances) for work in ending):
             return
         logger.warning("%s remains %s: no other instance does that work any more", instance.name, instance.role)

@@ -20,13 +20,13 @@ from ares.gateway.session.session import Session
 from ares.policy import Cluster
 from ares.policy.admission import Candidates, Progress
 from ares.policy.cluster import BoolArray
+from ares.policy.cost_model import default_tpot_s
 from ares.policy.kv_layout import KvLayout
 from ares.predicted_load import plausible
 from ares.protocol import messages
 
 Quantiles = tuple[float, float, float]
-# Objective of a request without one of its own: its tokens come in one and a half times a step at full memory.
-_TPOT_IN_FULL_STEPS = 1.5
+# Objective of a request without one of its own, until the steps are known.
 _TPOT_BEFORE_FIT_S = 1.0
 # Stall of a move, until one has been measured.
 _STALL_BEFORE_FIT_S = 0.1
@@ -275,10 +275,10 @@ class SnapshotBuilder:
         self, sessions: list[Session], cluster: Cluster, now: float, others: Collection[messages.Row] = ()
     ) -> Progress:
         """Return the progress of sessions, followed by requests of other gateways, never suspended from here."""
-        default_tpot_s = _TPOT_BEFORE_FIT_S
+        usual_tpot_s = _TPOT_BEFORE_FIT_S
         if cluster.step_base_s is not None and cluster.step_token_s is not None:
-            full = cluster.step_base_s + cluster.step_token_s * cluster.capacity_tokens
-            default_tpot_s = _TPOT_IN_FULL_STEPS * float(full.max())
+            capacity = cluster.capacity_tokens.astype(np.float64)
+            usual_tpot_s = float(default_tpot_s(cluster.step_base_s, cluster.step_token_s, capacity).max())
         other_count = len(others)
         nan = float("nan")
         return Progress(
@@ -290,8 +290,8 @@ class SnapshotBuilder:
             ),
             ttft_s=np.array([s.objective.ttft_s for s in sessions] + [ORDINARY.ttft_s] * other_count),
             tpot_s=np.array(
-                [default_tpot_s if s.objective.tpot_s is None else s.objective.tpot_s for s in sessions]
-                + [default_tpot_s] * other_count
+                [usual_tpot_s if s.objective.tpot_s is None else s.objective.tpot_s for s in sessions]
+                + [usual_tpot_s] * other_count
             ),
             gap_s=np.array([s.objective.gap_s for s in sessions] + [np.inf] * other_count),
             longest_gap_s=np.array([s.output.longest_gap_s for s in sessions] + [0.0] * other_count),

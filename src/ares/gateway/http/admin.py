@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from ares.gateway.control.controller import prepare
-from ares.gateway.control.roles import ROLES, RoleError
+from ares.gateway.control.roles import RoleError
 from ares.gateway.http.access import bearer, foreign_origin, matches, unknown_key
 from ares.gateway.http.request_ids import resolve
 from ares.gateway.http.schema import errors
@@ -23,6 +23,7 @@ from ares.gateway.service import COMMANDED, Gateway, TargetError
 from ares.gateway.session.handover import NotMovableError
 from ares.gateway.session.precopy import AUTO, WantedMode
 from ares.names import matching
+from ares.protocol.messages import ROLES
 
 T = TypeVar("T")
 

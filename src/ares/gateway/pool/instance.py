@@ -30,6 +30,11 @@ Work = Literal["prefill", "decode"]
 _EXCLUDES: dict[Work, messages.Role] = {"prefill": "decode", "decode": "prefill"}
 
 
+def excluded_by(role: messages.Role) -> list[Work]:
+    """Return the work that a role excludes."""
+    return [work for work, excludes in _EXCLUDES.items() if excludes == role]
+
+
 class NoInstanceError(Exception):
     """No instance can take the request."""
 

@@ -62,7 +62,7 @@ class Pool:
         The newest changes of their states.
     sources
         Returns what may name further instances, for operators; empty where nothing does.
-    named_beside
+    all_instances
         Returns all instances whose names are to differ: by default those of the pool.
     """
 
@@ -89,7 +89,7 @@ class Pool:
         self._served = served
         self.changes = Changes(tuning.kept_changes)
         self.sources: Callable[[], str] = lambda: ""
-        self.named_beside: Callable[[], list[Instance]] = lambda: self.instances
+        self.all_instances: Callable[[], list[Instance]] = lambda: self.instances
         # By the canonical form of their URLs.
         self._by_url: dict[str, Instance] = {}
         # Those that are no duplicates; None where that has changed.
@@ -338,7 +338,7 @@ class Pool:
 
     def _make_names_distinct(self) -> None:
         """Append the addresses to the names of instances that describe themselves by the same name."""
-        instances = self.named_beside()
+        instances = self.all_instances()
         for own_name, count in Counter(i.own_name for i in instances).items():
             same = [i for i in instances if i.own_name == own_name]
             names = [f"{own_name}@{urlsplit(i.url).netloc}" for i in same] if count > 1 else [own_name]

@@ -4,12 +4,11 @@ import numpy as np
 
 from ares.policy.admission.forecast import GRID
 from ares.policy.cluster import Cluster, FloatArray
+from ares.policy.cost_model import default_tpot_s
 from ares.policy.forecast import plain_forecast
 
 # Standard deviations above the expectation.
 _DEVIATIONS = 1.0
-# Objective of the time per token where none is set: so many times a step at full memory.
-_TPOT_IN_FULL_STEPS = 1.5
 
 
 def decode_load(cluster: Cluster) -> tuple[FloatArray, FloatArray]:
@@ -35,4 +34,4 @@ def objective_s(tpot_s: float | None, step_s: tuple[float, float, float], capaci
     if tpot_s is not None:
         return tpot_s
     base_s, _, token_s = step_s
-    return _TPOT_IN_FULL_STEPS * (base_s + token_s * capacity_tokens) or float("inf")
+    return default_tpot_s(base_s, token_s, capacity_tokens) or float("inf")
