@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from ares.engine import given_flags
 from ares.engine.given_flags import FlagFileError, GivenFlag, each, expand, names
@@ -21,6 +22,13 @@ compilation-config:
 kv-cache-memory-bytes: 1G
 quantization: null
 """
+
+
+@pytest.fixture(autouse=True)
+def _timestamps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a process of its own: vLLM imports a package that lets PyYAML read timestamps as text."""
+    own = yaml.constructor.SafeConstructor.construct_yaml_timestamp
+    monkeypatch.setitem(yaml.SafeLoader.yaml_constructors, "tag:yaml.org,2002:timestamp", own)
 
 
 @pytest.fixture

@@ -151,6 +151,11 @@ def test_settings_out_of_range_are_named() -> None:
         ([CopyDecision(7, 1, 16, "r")], "unknown_request"),
         ([CopyDecision(0, -1, 16, "r")], "unknown_instance"),
         ([CopyDecision(0, 1, 16, "")], "reason"),
+        ([CopyDecision(0, 1, -16, "r")], "tokens"),
+        ([CopyDecision(0, 1, 0, "r")], "tokens"),
+        ([CopyDecision(0, 1, 1001, "r")], "tokens"),
+        ([CopyDecision(0, 1, float("nan"), "r")], "tokens"),  # type: ignore[arg-type]
+        ([CopyDecision(0, 1, "16", "r")], "tokens"),  # type: ignore[arg-type]
         (None, "not_copies"),
     ],
 )

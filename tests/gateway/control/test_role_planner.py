@@ -1,5 +1,6 @@
 """The planner of roles over fake instances: what it sees, says and does."""
 
+import asyncio
 import contextlib
 import functools
 from collections.abc import AsyncIterator
@@ -15,7 +16,7 @@ from ares.config import ConfigError, load
 from ares.gateway.service import Gateway
 from ares.gateway.tuning import DEFAULT
 from ares.policy import DecisionError
-from ares.policy.roles import Pressure
+from ares.policy.roles import Pressure, RoleChange, RolePlan, RolePool
 from tests import waiting
 from tests.gateway.fakes import FakeInstance, instances
 from tests.gateway.gateways import Client, configuration, exactly, finish, sample, started
@@ -130,3 +131,29 @@ def test_status_says_what_it_plans(several: bool) -> None:
     operator_tables.roles({}, console)
     of = " of a" if several else ""
     assert console.export_text() == f"roles{of} (advise): decode is full; prefill-1 should become decode\n"
+
+
+async def test_of_two_gateways_that_plan_at_the_same_time_one_acts(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have looked before either has changed a role: the second plan is about a pool that is no more."""
+    async with instances("prefill", "prefill", "prefill", "decode", vocabulary=VOCABULARY) as fakes:
+        tuning = replace(DEFAULT, role_period_s=1e6, role_lease_s=30.0)
+        config = configuration(fakes, role_planner="act")
+        gateways = [await started(Gateway(config, model_folder, tuning)) for _ in range(2)]
+
+        def plan(_: Pressure, pool: RolePool) -> RolePlan:
+            prefills = [n for n, decodes in enumerate(pool.decodes) if not decodes]
+            return RolePlan(1.0, 2.0, "decode", "test", RoleChange(prefills[calls.pop()], "decode"))
+
+        calls = [0, 1]
+        monkeypatch.setattr(Pressure, "plan", plan)
+        try:
+            await asyncio.gather(*(gateway.role_planner.plan() for gateway in gateways))
+            ordered = [sample(g, "ares_role_changes_total", trigger="planned", role="decode") for g in gateways]
+            assert sorted(ordered) == [0, 1]
+            for gateway in gateways:
+                await eventually(lambda gateway=gateway: roles(gateway) == ["decode", "decode", "prefill", "prefill"])
+        finally:
+            for gateway in gateways:
+                await gateway.stop()

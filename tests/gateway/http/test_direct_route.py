@@ -15,11 +15,18 @@ from ares.gateway.http.direct_route import DirectRoute
 JSON = "application/json"
 
 
+class Part(BaseModel):
+    """A part of what the route takes."""
+
+    size: int
+
+
 class Body(BaseModel):
     """What the route takes."""
 
     count: int = Field(ge=1)
     text: str = ""
+    part: Part | None = None
 
 
 def client(route_class: type[APIRoute]) -> TestClient:
@@ -62,8 +69,10 @@ IN_GENERAL, DIRECT = client(APIRoute), client(DirectRoute)
         '{"count": 1}'.encode("utf-16"),
         b"[" * 100_000,
         b'{"count": %s}' % (b"1" * 5000),
+        b'{"count": 1, "part": 3}',
+        b'{"count": 1, "part": {"size": "x"}}',
     ],
-    ids=range(14),
+    ids=range(16),
 )
 def test_answers_are_those_of_fastapi(body: bytes, kind: str | None) -> None:
     headers = {} if kind is None else {"Content-Type": kind}
@@ -76,4 +85,4 @@ def test_a_well_formed_request_takes_the_direct_way(monkeypatch: pytest.MonkeyPa
         raise AssertionError("FastAPI looks for the arguments")
 
     monkeypatch.setattr("fastapi.routing.solve_dependencies", unused)
-    assert DIRECT.post("/", json={"count": 3}).json()[0] == {"count": 3, "text": ""}
+    assert DIRECT.post("/", json={"count": 3}).json()[0] == {"count": 3, "text": "", "part": None}

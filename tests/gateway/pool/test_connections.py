@@ -163,3 +163,15 @@ async def test_what_is_given_up_is_closed(server: Server, client: Connections) -
 async def test_nobody_listens() -> None:
     with pytest.raises(ConnectionRefusedError):
         await Connections("127.0.0.1", 1, None).ask(REQUEST)
+
+
+@pytest.mark.parametrize(
+    "more", [OK, b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nstale!", b"HTTP/1.1 200 OK\r\nX: ", b"x"]
+)
+async def test_one_with_more_than_a_reply_is_not_used_again(server: Server, client: Connections, more: bytes) -> None:
+    """What came without being asked for must not become the answer to another request."""
+    server.reply = [OK + more]
+    assert await client.ask(REQUEST) == (200, b"ok")
+    server.reply = [b"HTTP/1.1 404 No\r\nContent-Length: 4\r\n\r\nnone"]
+    assert await client.ask(REQUEST) == (404, b"none")
+    assert server.connections == 2

@@ -16,7 +16,7 @@ import numpy as np
 
 from ares.config import GatewayConfig
 from ares.gateway.control.controller import Controller
-from ares.gateway.control.roles import RoleChanges, RoleError
+from ares.gateway.control.roles import RoleChanges, RoleError, Seen
 from ares.gateway.pool.instance import Instance
 from ares.gateway.pool.pool import Pool
 from ares.gateway.records.metrics import Metrics
@@ -112,7 +112,7 @@ class RolePlanner:
     async def plan(self) -> None:
         """Make one plan, and carry it out or show it; DecisionError where the policy failed."""
         instances = [i for i in self._gateway.pool.instances if _single(i) is not None and i.state.hello is not None]
-        pool = self._view(instances)
+        seen, pool = self._gateway.roles.seen(), self._view(instances)
         plan = self._newest = plan_roles(self._policy, pool)
         metrics = self._gateway.metrics
         for role, load in (("prefill", plan.prefill), ("decode", plan.decode)):
@@ -124,16 +124,16 @@ class RolePlanner:
             return
         chosen, role = instances[plan.change.instance], plan.change.to
         if self.mode == "act":
-            await self._act(chosen, role, plan.reason)
+            await self._act(chosen, role, plan.reason, seen)
         elif self._advice is None:
             self._advice = chosen.name, role
             logger.info("%s should become %s: %s", chosen.name, role, plan.reason)
             self._gateway.pool.changes.add(chosen.name, chosen.url, f"advice {role}", plan.reason)
 
-    async def _act(self, chosen: Instance, role: Literal["prefill", "decode"], why: str) -> None:
+    async def _act(self, chosen: Instance, role: Literal["prefill", "decode"], why: str, seen: Seen) -> None:
         logger.info("%s becomes %s: %s", chosen.name, role, why)
         try:
-            await self._gateway.roles.order(chosen, role, _DEADLINE_S, "planned")
+            await self._gateway.roles.order(chosen, role, _DEADLINE_S, "planned", seen)
         except RoleError as refusal:
             logger.info("%s does not become %s: %s", chosen.name, role, refusal)
         else:

@@ -22,6 +22,8 @@ from ares.protocol.messages import Role
 logger = logging.getLogger(__name__)
 
 Trigger = Literal["commanded", "planned"]
+# By the URL of each instance: its role, and the one that it is about to have.
+Seen = dict[str, tuple[Role, Role | None]]
 
 
 class RoleError(Exception):
@@ -86,8 +88,17 @@ class RoleChanges:
             return RoleError(409, "last_instance", f"{name} is {lost}; give another instance that role first, or both")
         return None
 
-    async def order(self, instance: Instance, role: Role, deadline_s: float, trigger: Trigger) -> None:
+    def seen(self) -> Seen:
+        """Return the roles of all instances, as far as is known now."""
+        return {i.url: (i.role, i.next_role) for i in self._pool.instances}
+
+    async def order(
+        self, instance: Instance, role: Role, deadline_s: float, trigger: Trigger, seen: Seen | None = None
+    ) -> None:
         """Order an instance to have a role; its telemetry reports how that goes.
+
+        Where `seen` is given, the order holds only while all roles are still those: another gateway may have changed
+        one meanwhile.
 
         Raises
         ------
@@ -103,6 +114,8 @@ class RoleChanges:
             try:
                 if (error := self.refusal(instance, role)) is not None:  # by what has come meanwhile
                     raise error
+                if seen is not None and seen != self.seen():
+                    raise RoleError(409, "role_changing", "another role has changed meanwhile")
                 await self._tell(instance, role, deadline_s)
             finally:
                 self._spawn(self._release())

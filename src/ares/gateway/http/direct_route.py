@@ -37,7 +37,7 @@ class DirectRoute(APIRoute):
             if not isinstance(given, dict):
                 return await in_general(request)
             try:
-                body = model.model_validate(given)
+                body = model.model_validate(given, from_attributes=True)  # as FastAPI does
             except ValidationError as failure:
                 mistakes = [{**one, "loc": ("body", *one["loc"])} for one in failure.errors(include_url=False)]
                 raise RequestValidationError(mistakes, body=given) from failure

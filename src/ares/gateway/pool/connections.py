@@ -91,6 +91,11 @@ class Connection(asyncio.Protocol):
 
     # --- httptools calls these ---
 
+    def on_message_begin(self) -> None:
+        """Close it where nobody has asked: what comes must not become the answer to the next request."""
+        if self._reply is None or self._reply.done():
+            self._transport.close()
+
     def on_body(self, body: bytes) -> None:
         """Keep a piece of the body, as long as it is not too large."""
         self._size += len(body)

@@ -122,11 +122,13 @@ def _wrong(one: CopyDecision, cluster: Cluster, copyable: Copyable, seen: set[in
         return "unknown_request", f"request must be an index from 0 to {rows - 1}"
     if not is_index(one.target, count):
         return "unknown_instance", f"target must be an index from 0 to {count - 1}"
+    held = int(cluster.resident_tokens[one.request])
     checks = (
         ("repeated", one.request in seen, "the request is ordered twice"),
         ("same_instance", cluster.location[one.request] == one.target, "it runs there"),
         ("not_copyable", not copyable.requests[one.request], "the request cannot be copied now"),
         ("closed_target", not copyable.takes[one.target], "the target keeps no copies now"),
+        ("tokens", not is_index(one.tokens, held + 1) or not one.tokens, f"tokens must be from 1 to {held}"),
         ("reason", not isinstance(one.reason, str) or not one.reason, "it needs a reason"),
     )
     return next(((kind, message) for kind, wrong, message in checks if wrong), None)
