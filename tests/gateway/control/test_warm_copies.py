@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
+from ares.gateway.control.prefill_choice import PrefillChoice
 from ares.gateway.control.warm_copies import WarmCopy, warm_copy
 from ares.gateway.service import Gateway
 from ares.gateway.tuning import Tuning
@@ -19,6 +20,12 @@ from tests.waiting import eventually
 PROMPT = list(range(10, 90))  # five full blocks of 16
 ON = ["copies.link_bytes_s=1e9", "copies.least_saved_s=0", "copies.least_remaining_tokens=1"]
 HELD = 60
+
+
+@pytest.fixture(autouse=True)
+def _prompts_take_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they do on an engine: a fake computes them in no time, so that a copy would save none."""
+    monkeypatch.setattr(PrefillChoice, "token_s", 0.01)
 
 
 def decoding(count: int) -> list[Literal["decode"]]:
