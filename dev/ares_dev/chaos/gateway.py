@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from ares.cli import main as cli
 from ares.config import ConfigError, GatewayConfig
 from ares.gateway import serving
-from ares.gateway.control import controller
+from ares.gateway.control import controller, rebalancing
 from ares.gateway.records.decision_log import DecisionLog
 from ares.gateway.service import Gateway
 from ares_dev.chaos import telemetry_faults
@@ -48,9 +48,6 @@ def install(seed: int, share: float) -> None:
     # A generator for each kind: whether the third dispatch fails does not depend on how many moves came before.
     kinds = ("prefill", "dispatch", "moves", "oom_avoidance", "admission")
     draws = {kind: random.Random(f"{seed} {kind}") for kind in kinds}  # noqa: S311 - no secret
-    # Where the controller looks them up: its own module.
-    names = vars(controller)
-
     def faulty(make: Callable[..., Any], method: str, draw: random.Random) -> Callable[..., Any]:
         def made(*policy: Any) -> Any:
             one = make(*policy)
@@ -59,14 +56,15 @@ def install(seed: int, share: float) -> None:
 
         return made
 
-    for maker, method, kind in (
-        ("prefill_policy", "choose", "prefill"),
-        ("dispatcher", "choose", "dispatch"),
-        ("admission_policy", "decide", "admission"),
-        ("rebalancer", "decide", "moves"),
+    # Where they are looked up: in the modules that use them.
+    for module, maker, method, kind in (
+        (controller, "prefill_policy", "choose", "prefill"),
+        (controller, "dispatcher", "choose", "dispatch"),
+        (controller, "admission_policy", "decide", "admission"),
+        (rebalancing, "rebalancer", "decide", "moves"),
     ):
-        names[maker] = faulty(names[maker], method, draws[kind])
-    names["avoid_oom"] = failing(names["avoid_oom"], draws["oom_avoidance"], share)
+        vars(module)[maker] = faulty(vars(module)[maker], method, draws[kind])
+    vars(rebalancing)["avoid_oom"] = failing(vars(rebalancing)["avoid_oom"], draws["oom_avoidance"], share)
 
 
 def log_one_of(log: DecisionLog, every: int) -> None:

@@ -114,10 +114,12 @@ def test_of_many_decisions_some_are_logged(tmp_path: Path) -> None:
 
 def test_decisions_fail_by_their_own_number(monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(dispatches: int) -> list[bool]:
-        for name in ("prefill_policy", "dispatcher", "admission_policy", "rebalancer", "avoid_oom"):
+        for name in ("prefill_policy", "dispatcher", "admission_policy"):
             monkeypatch.setattr(gateway.controller, name, lambda *_: Mock())
+        for name in ("rebalancer", "avoid_oom"):
+            monkeypatch.setattr(gateway.rebalancing, name, lambda *_: Mock())
         gateway.install(7, 0.5)
-        names = vars(gateway.controller)
+        names = {**vars(gateway.controller), **vars(gateway.rebalancing)}
         found = []
         for kind in ["dispatcher"] * dispatches + ["rebalancer"] * 20:
             try:
