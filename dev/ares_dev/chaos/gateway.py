@@ -48,6 +48,7 @@ def install(seed: int, share: float) -> None:
     # A generator for each kind: whether the third dispatch fails does not depend on how many moves came before.
     kinds = ("prefill", "dispatch", "moves", "oom_avoidance", "admission")
     draws = {kind: random.Random(f"{seed} {kind}") for kind in kinds}  # noqa: S311 - no secret
+
     def faulty(make: Callable[..., Any], method: str, draw: random.Random) -> Callable[..., Any]:
         def made(*policy: Any) -> Any:
             one = make(*policy)

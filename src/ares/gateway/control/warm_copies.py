@@ -1,8 +1,8 @@
 """Warm copies: full KV blocks of running requests go to the prefix caches of other instances, as a policy decides.
 
-Where a request loses its instance or is suspended, it can resume there (gateway/control/prefill_candidates.py). A copy is the
-first half of a pre-copied move (gateway/session/precopy.py): the target pulls what it does not have cached, so that a
-later copy brings the new blocks alone. Each gateway copies for its own requests.
+Where a request loses its instance or is suspended, it can resume there (gateway/control/prefill_candidates.py). A copy
+is the first half of a pre-copied move (gateway/session/precopy.py): the target pulls what it does not have cached, so
+that a later copy brings the new blocks alone. Each gateway copies for its own requests.
 """
 
 import logging
