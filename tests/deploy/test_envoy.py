@@ -96,7 +96,7 @@ async def gateway(fakes: list[FakeInstance], folder: Path) -> AsyncIterator[tupl
     """The server of `ares gateway`; signals come by `handle_exit`."""
     app = application.build(configuration(fakes, maximum_attempts=1), folder)
     port = free_port()
-    server = Server(uvicorn.Config(DirectSend(app), port=port, log_config=None, timeout_graceful_shutdown=5), app)
+    server = Server(uvicorn.Config(DirectSend(app), port=port, log_config=None, timeout_graceful_shutdown=60), app)
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
     task = asyncio.create_task(server.serve())
     await eventually(lambda: server.started)
