@@ -7,12 +7,10 @@ gateway, client and machine.
 import contextlib
 import statistics
 import tempfile
-import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 import typer
 import uvloop
 from rich.console import Console
@@ -20,7 +18,7 @@ from rich.table import Table
 
 from ares import extras
 from ares.bench import servers, sse
-from ares.bench.environment import describe, write
+from ares.bench.environment import write
 from ares.bench.options import JsonFile
 from ares.bench.percentiles import milliseconds
 from ares.bench.servers import Server
@@ -94,18 +92,9 @@ def command(
         systems = _run(plan, router, console)
     except (servers.BenchError, sse.StreamError) as error:
         exit_with_error(str(error), 1)
-    described = describe()
-    described["versions"] |= servers.versions(router)
-    result = {
-        "benchmark": "first-tokens",
-        "note": "engines are mocks that compute nothing, on the machine of gateway and client",
-        "settings": asdict(plan),
-        **described,
-        "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "systems": systems,
-    }
+    note = "engines are mocks that compute nothing, on the machine of gateway and client"
     tables.show(_table(plan, systems))
-    write(msgspec.to_builtins(result), json_file)
+    write(servers.result("first-tokens", note, plan, router, systems), json_file)
 
 
 def _run(plan: _Plan, router: Path | None, console: Console) -> dict[str, Any]:

@@ -8,12 +8,10 @@ import contextlib
 import shlex
 import statistics
 import tempfile
-import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 import typer
 import uvloop
 from rich.console import Console
@@ -21,7 +19,7 @@ from rich.table import Table
 
 from ares import extras
 from ares.bench import servers, sse
-from ares.bench.environment import describe, write
+from ares.bench.environment import write
 from ares.bench.options import JsonFile
 from ares.bench.percentiles import percentiles
 from ares.bench.servers import Server
@@ -100,18 +98,9 @@ def command(
         systems = _run(plan, router, console)
     except (servers.BenchError, sse.StreamError) as error:
         exit_with_error(str(error), 1)
-    described = describe()
-    described["versions"] |= servers.versions(router)
-    result = {
-        "benchmark": "relay",
-        "note": "engines are mocks that compute nothing; chunks_per_read is what the client's reads brought",
-        "settings": asdict(plan),
-        **described,
-        "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "systems": systems,
-    }
+    note = "engines are mocks that compute nothing; chunks_per_read is what the client's reads brought"
     tables.show(_table(systems))
-    write(msgspec.to_builtins(result), json_file)
+    write(servers.result("relay", note, plan, router, systems), json_file)
 
 
 def _run(plan: _Plan, router: Path | None, console: Console) -> dict[str, Any]:

@@ -8,12 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from ares.bench.environment import describe
 from ares.free_ports import free_port
 from ares.terminal.http_client import open_direct
 
@@ -135,6 +136,21 @@ def _get(port: int, route: str, body: bytes | None = None) -> str:
 def set_pace(mock: Server, interval_s: float) -> None:
     """Let a mock engine write a token of each stream every so many seconds; 0: as fast as it is read."""
     _get(mock.port, "/simulate/pace", msgspec.json.encode({"interval_s": interval_s}))
+
+
+def result(benchmark: str, note: str, plan: Any, router: Path | None, systems: dict[str, Any]) -> dict[str, Any]:
+    """Return what a measurement of several systems writes: its settings, where and when, and the figures of each."""
+    described = describe()
+    described["versions"] |= versions(router)
+    whole = {
+        "benchmark": benchmark,
+        "note": note,
+        "settings": asdict(plan),
+        **described,
+        "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "systems": systems,
+    }
+    return dict(msgspec.to_builtins(whole))
 
 
 def versions(router: Path | None) -> dict[str, str]:
