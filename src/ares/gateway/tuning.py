@@ -95,8 +95,8 @@ class Tuning:
     """Moves that have not ended by then are not waited for before the lease is given back."""
     role_period_s: float = 2.0
     """Between two plans of the roles of instances."""
-    role_lease_s: float = 5.0
-    """A change of role waits so long for the lease."""
+    closing_lease_s: float = 5.0
+    """A drain or a change of role waits so long for the lease."""
     role_answer_s: float = 2.0
     """For an instance to answer an order of a role."""
     lease_answer_s: float = 0.5

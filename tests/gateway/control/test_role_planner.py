@@ -138,7 +138,7 @@ async def test_of_two_gateways_that_plan_at_the_same_time_one_acts(
 ) -> None:
     """Both have looked before either has changed a role: the second plan is about a pool that is no more."""
     async with instances("prefill", "prefill", "prefill", "decode", vocabulary=VOCABULARY) as fakes:
-        tuning = replace(DEFAULT, role_period_s=1e6, role_lease_s=30.0)
+        tuning = replace(DEFAULT, role_period_s=1e6, closing_lease_s=30.0)
         config = configuration(fakes, role_planner="act")
         gateways = [await started(Gateway(config, model_folder, tuning)) for _ in range(2)]
 

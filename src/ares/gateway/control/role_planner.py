@@ -15,8 +15,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from ares.config import GatewayConfig
+from ares.gateway.control.closing import ClosingError
 from ares.gateway.control.controller import Controller
-from ares.gateway.control.roles import RoleChanges, RoleError, Seen
+from ares.gateway.control.roles import RoleChanges, Seen
 from ares.gateway.pool.instance import Instance
 from ares.gateway.pool.pool import Pool
 from ares.gateway.records.metrics import Metrics
@@ -134,7 +135,7 @@ class RolePlanner:
         logger.info("%s becomes %s: %s", chosen.name, role, why)
         try:
             await self._gateway.roles.order(chosen, role, _DEADLINE_S, "planned", seen)
-        except RoleError as refusal:
+        except ClosingError as refusal:
             logger.info("%s does not become %s: %s", chosen.name, role, refusal)
         else:
             self._gateway.pool.changes.add(chosen.name, chosen.url, f"planned {role}", why)
