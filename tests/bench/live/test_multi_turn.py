@@ -1,10 +1,16 @@
 """Conversations of several turns, and the figures of a run of them."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from ares.bench.live.client import Observed
-from ares.bench.live.conversations import Conversation, Turn, conversations, reusable_tokens
+from ares.bench.live.conversations import Conversation, Turn, conversations, reusable_tokens, said_in
 from ares.bench.live.multi_turn import figures
+from ares.models.resolve import ModelError
 
 
 def test_conversations_fit_and_agents_share_their_beginnings() -> None:
@@ -43,3 +49,39 @@ def test_figures_of_a_run() -> None:
     assert found["ttft_later_turns_s"]["p99"] == pytest.approx(0.1)
     assert found["share_computed"] == pytest.approx(160 / 242)
     assert found["share_of_reusable_found"] == pytest.approx(82 / 224)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    """A model of which there is a tokenizer alone: a token a word."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    words = ["?", "User", "Assistant", ":", "one", "two", "three", "four", "five", "six", "seven"]
+    tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return str(folder)
+
+
+def test_users_say_what_prompt_files_have(model: str, tmp_path: Path) -> None:
+    file = tmp_path / "chats.jsonl"
+    chats: list[Any] = [{"turns": ["one two", "three"]}, {"question": "four five six"}]
+    chats += [{"conversations": [{"from": "human", "value": "seven"}, {"from": "gpt", "value": "eight"}]}]
+    file.write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    said = said_in([file], model, 0, lambda _: None)
+    assert sorted(map(len, said)) == [1, 1, 2]
+    assert ((1, 3, 10, 2, 3),) in [tuple(texts) for texts in said], "what the assistant said is not asked"
+    assert said == said_in([file], model, 0, lambda _: None)
+    made = conversations(40, 2.0, 512, 1, said)
+    known = {text for texts in said for text in texts}
+    for one in made:
+        assert len(one.begins) in (0, 128)
+        assert len(one.begins) + sum(len(turn.new) + turn.answer for turn in one.turns) <= 512
+        assert {turn.new for turn in one.turns[1:]} <= known
+    assert any(len(one.turns) > 2 for one in made)
+    assert 1 < len({one.begins for one in made}) <= 4
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"no tokenizer\.json"):
+        said_in([file], str(tmp_path / "empty"), 0, lambda _: None)

@@ -1,6 +1,7 @@
 """`ares bench live`: static placement and ARES over the same running engines, in turns."""
 
 import asyncio
+import itertools
 import random
 import statistics
 from functools import partial
@@ -16,7 +17,7 @@ from ares import extras
 from ares.bench import sse
 from ares.bench.environment import describe, write
 from ares.bench.live import client, load, multi_turn, saved, summary
-from ares.bench.live.conversations import conversations
+from ares.bench.live.conversations import Conversation, conversations, said_in
 from ares.bench.options import JsonFile, Model, Port, Simulate
 from ares.engine.defaults import local_flags
 from ares.local_cluster import cluster as local
@@ -73,7 +74,12 @@ def command(
         str,
         typer.Option(help="Presets to compare, separated by commas; the others are compared with the static ones."),
     ] = (PRESETS),
-    prompts: Annotated[list[Path] | None, typer.Option(help="Prompt files (JSONL or text) for real engines.")] = None,
+    prompts: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Prompt files (JSONL or text) for real engines; for multi-turn, what users say in their conversations."
+        ),
+    ] = None,
     simulate: Simulate = None,
     workload: Annotated[
         str,
@@ -146,18 +152,14 @@ def command(
         gateway_flags=("--slo-ttft-s", str(slo_ttft), "--slo-tpot-s", str(slo_tpot), "--slo-gap-s", gap),
     )
     if workload == multi_turn.NAME:
-        given: dict[str, object] = {
-            "--prompts": prompts,
-            "--runs": runs_file,
-            "--report": report,
-            "--predictor": predictor,
-        }
+        given: dict[str, object] = {"--runs": runs_file, "--report": report, "--predictor": predictor}
         given |= {"--load": load_factor != 1.0, "--limit": limit != _LIMIT}
         if without := [flag for flag, value in given.items() if value]:
             exit_with_error(f"{without[0]} has no effect with --workload {workload}: leave it out")
         longest = multi_turn.LONGEST if simulate else max_model_len
-        chats = [conversations(requests, rate, longest, each) for each in range(seed, seed + rounds)]
+        chats = _conversations(prompts, model, requests, rate, longest, range(seed, seed + rounds))
         described = {"model": model, "engines": f"mock: {simulate}" if simulate else "vLLM", "rate": rate}
+        described |= {"prompts": [file.name for file in prompts or []], "seed": seed}
         multi_turn.run(settings, names, chats, described, json_file)
         return
     if simulate is None and not prompts:
@@ -221,6 +223,15 @@ def _note(text: str) -> None:
 
 def _ignore(_text: str) -> None:
     """Show no note: the first round has shown it."""
+
+
+def _conversations(
+    files: list[Path] | None, model: str, count: int, rate: float, longest: int, seeds: range
+) -> list[list[Conversation]]:
+    """Return the conversations of each round."""
+    notes = itertools.chain([_note], itertools.repeat(_ignore))
+    said = [said_in(files, model, seed, note) if files else () for seed, note in zip(seeds, notes, strict=False)]
+    return [conversations(count, rate, longest, seed, texts) for seed, texts in zip(seeds, said, strict=True)]
 
 
 def _simulated_load(

@@ -114,7 +114,10 @@ class RolePlanner:
         """Make one plan, and carry it out or show it; DecisionError where the policy failed."""
         instances = [i for i in self._gateway.pool.instances if _single(i) is not None and i.state.hello is not None]
         seen, pool = self._gateway.roles.seen(), self._view(instances)
+        memory = self._policy.memory()
         plan = self._newest = plan_roles(self._policy, pool)
+        controller = self._gateway.controller
+        controller.log.roles(controller.preset, self._policy, memory, pool, plan)
         metrics = self._gateway.metrics
         for role, load in (("prefill", plan.prefill), ("decode", plan.decode)):
             metrics.role_load.labels(role).set(load)

@@ -10,14 +10,15 @@ import msgspec
 import numpy as np
 
 from ares import plugins
-from ares.gateway.records.decision_log import (
+from ares.gateway.records.decision_log import PLACE, PREFILL, copy_action, role_action
+from ares.gateway.records.logged_decisions import (
     MAXIMUM_TOKENS,
-    PLACE,
-    PREFILL,
     read_candidates,
     read_cluster,
+    read_copyable,
     read_places,
     read_progress,
+    read_role_pool,
     read_settings,
 )
 from ares.policy import (
@@ -25,6 +26,7 @@ from ares.policy import (
     Admission,
     Candidates,
     Cluster,
+    Copies,
     DecisionError,
     Dispatch,
     Policy,
@@ -34,10 +36,13 @@ from ares.policy import (
     choose_instance,
     choose_place,
     decide_admissions,
+    decide_copies,
     decide_moves,
 )
 from ares.policy.cluster import FloatArray
 from ares.policy.oom_avoidance import OomAvoidanceSettings, avoid_oom, exclude_conflicts
+from ares.policy.registry import Registry
+from ares.policy.roles import ROLE_POLICIES, Roles, plan_roles
 from ares.policy.settings import make_settings
 from ares.text_files import TextFileError, read_lines
 from ares.yaml_errors import WRONG_VALUES
@@ -51,6 +56,8 @@ class UnknownPolicyError(ValueError):
     """A logged policy is not registered here."""
 
 
+# Roles are no part of a preset: they are planned by the logged policy under any.
+_KNOWN: dict[str, Registry[Any]] = {**REGISTRIES, ROLE_POLICIES.base.part: ROLE_POLICIES}
 # Errors of lines that are no decisions.
 _MALFORMED = (msgspec.DecodeError, *WRONG_VALUES)
 
@@ -136,7 +143,8 @@ def _action(one: dict[str, Any]) -> dict[str, Any]:
         return {"kind": kind, "request": one["request"], "instance": one["target"]}
     if not isinstance(one["kind"], str):
         raise TypeError("a kind must be a string")
-    return {"kind": one["kind"], "request": one["index"], "instance": one["instance"]}
+    tokens = {"tokens": one["tokens"]} if "tokens" in one else {}
+    return {"kind": one["kind"], "request": one["index"], "instance": one["instance"], **tokens}
 
 
 class _Policies:
@@ -154,14 +162,15 @@ class _Policies:
 
     def find(self, part: str, record: dict[str, Any]) -> Any:
         """Return the policy that decides a record; with the logged memory, where it is the logged policy."""
-        if self.chosen is not None:
-            name, settings = getattr(self.chosen, part), getattr(self.chosen, f"{part}_settings")
-        else:
+        logged = self.chosen is None or part not in REGISTRIES
+        if logged:
             name, settings = _logged_policy(part, record)
+        else:
+            name, settings = getattr(self.chosen, part), getattr(self.chosen, f"{part}_settings")
         if (part, name, settings) not in self._made:
-            self._made[part, name, settings] = REGISTRIES[part].make(name, settings)
+            self._made[part, name, settings] = _KNOWN[part].make(name, settings)
         policy: Policy = self._made[part, name, settings]
-        if self.chosen is None and (memory := record.get("memory")) is not None:
+        if logged and (memory := record.get("memory")) is not None:
             # An empty one too: of the first decision of each process of a gateway, and after a switch of presets.
             policy.remember(memory)
         return policy
@@ -172,10 +181,10 @@ def _logged_policy(part: str, record: dict[str, Any]) -> tuple[str, Any]:
     name = record[part]["name"]
     if not isinstance(name, str):
         raise TypeError("the name of a policy must be a string")
-    if name not in REGISTRIES[part]:
+    if name not in _KNOWN[part]:
         raise UnknownPolicyError(f"decided by the {part} policy {name!r}, which is not known here: "
                                  "give the file that registers it, --policy FILE")  # fmt: skip
-    return name, make_settings(REGISTRIES[part][name].Settings, record[part]["settings"])
+    return name, make_settings(_KNOWN[part][name].Settings, record[part]["settings"])
 
 
 def _prefill(record: dict[str, Any], policies: _Policies) -> list[dict[str, Any]]:
@@ -245,9 +254,26 @@ def _moves(record: dict[str, Any], policies: _Policies) -> list[dict[str, Any]]:
     return [{"kind": "avoid_oom", "request": one.request, "instance": one.target} for one in oom_actions] + moves
 
 
+def _copies(record: dict[str, Any], policies: _Policies) -> list[dict[str, Any]]:
+    cluster = read_cluster(record)
+    copyable = read_copyable(record, cluster)
+    if policies.chosen is not None and not policies.chosen.copies_requests:
+        return []
+    policy: Copies = policies.find("copies", record)
+    return [_action(copy_action(one)) for one in decide_copies(policy, cluster, copyable)]
+
+
+def _roles(record: dict[str, Any], policies: _Policies) -> list[dict[str, Any]]:
+    policy: Roles = policies.find("roles", record)
+    change = plan_roles(policy, read_role_pool(record)).change
+    return [] if change is None else [_action(role_action(change))]
+
+
 _MAKE: dict[str, Callable[[dict[str, Any], _Policies], list[dict[str, Any]]]] = {
     "prefill": _prefill,
     "dispatch": _placement,
     "admission": _admissions,
     "moves": _moves,
+    "copies": _copies,
+    "roles": _roles,
 }

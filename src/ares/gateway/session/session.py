@@ -42,6 +42,10 @@ class InstanceSelector(Protocol):
         """Note that a chosen instance has answered, and how much of the prompt it had cached; None: it failed."""
         ...
 
+    def decode_began(self, placement: Placement, instance: Instance) -> None:
+        """Note that the first tokens have come from where it decodes."""
+        ...
+
     async def admit(self, session: "Session", exclude: set[str]) -> Instance:
         """Wait until the session is admitted to decode, and return where; NoInstanceError where none takes it."""
         ...
@@ -390,6 +394,7 @@ class Session:
                     if not self._streaming:
                         self._streaming = True
                         self._on_phase(self)
+                        self._selector.decode_began(self.placement, segment.instance)
                     last = batch[-1]
                     if last.finish_reason == "abort":
                         raise EngineLostError("the instance aborted the request")
