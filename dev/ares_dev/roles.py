@@ -151,12 +151,12 @@ async def run(
         async with http.get(f"{url}/admin/v1/instances") as reply:
             changes = (await reply.json())["changes"]
     moves = [one for one in status["migrations"] if one["started_at"] > before["now"]]
-    figures = {
+    found = {
         "way": way,
         "round": round_,
-        "phases": [_phase([seen[one.name] for one in requests], objectives_s) for requests in load],
-        "all": _phase(list(seen.values()), objectives_s),
-        "role_changes": _changes(changes, started_at),
+        "phases": [figures([seen[one.name] for one in requests], objectives_s) for requests in load],
+        "all": figures(list(seen.values()), objectives_s),
+        "role_changes": changes_since(changes, started_at),
         "moves": dict(Counter(one["outcome"] for one in moves)),
         "lost": sum(one.error is not None for one in seen.values()),
         "errors": sorted({one.error for one in seen.values() if one.error is not None})[:5],
@@ -165,10 +165,10 @@ async def run(
         - sum(row["preemptions"] for row in before["instances"]),
         "load_average": machine,
     }
-    return figures, {name: one.tokens for name, one in seen.items() if one.error is None}
+    return found, {name: one.tokens for name, one in seen.items() if one.error is None}
 
 
-def _phase(seen: list[Observed], objectives_s: tuple[float, float]) -> dict[str, Any]:
+def figures(seen: list[Observed], objectives_s: tuple[float, float]) -> dict[str, Any]:
     """Return the figures of the requests that came in a phase; one that failed meets no objective."""
     came = [one for one in seen if one.error is None]
     met = sum(one.ttft_s <= objectives_s[0] and one.tpot_s <= objectives_s[1] for one in came)
@@ -182,7 +182,7 @@ def _phase(seen: list[Observed], objectives_s: tuple[float, float]) -> dict[str,
     }
 
 
-def _changes(changes: list[dict[str, Any]], started_at: float) -> list[dict[str, Any]]:
+def changes_since(changes: list[dict[str, Any]], started_at: float) -> list[dict[str, Any]]:
     """Return the changes of role since the start: when each was ordered, why, and when the instance had the role."""
     made: list[dict[str, Any]] = []
     for one in changes:
@@ -199,7 +199,7 @@ def _changes(changes: list[dict[str, Any]], started_at: float) -> list[dict[str,
     return made
 
 
-def compared(runs: list[dict[str, Any]], tokens: list[dict[str, list[int]]]) -> None:
+def compare(runs: list[dict[str, Any]], tokens: list[dict[str, list[int]]]) -> None:
     """Add to each run which requests have other tokens than in the first run; one that failed there cannot differ."""
     for run_, each in zip(runs, tokens, strict=True):
         run_["with_other_tokens"] = [name for name in each if each[name] != tokens[0].get(name, each[name])]
@@ -282,10 +282,10 @@ def command(
             # A B, B A: a drift over time affects all alike.
             for way in names if number % 2 == 0 else names[::-1]:
                 start_gateway(cluster, way, planner, plain)
-                figures, each = asyncio.run(run(cluster.url, model, way, load, number, (slo_ttft, slo_tpot)))
-                runs.append(figures)
+                found, each = asyncio.run(run(cluster.url, model, way, load, number, (slo_ttft, slo_tpot)))
+                runs.append(found)
                 tokens.append(each)
-    compared(runs, tokens)
+    compare(runs, tokens)
     result = {
         **steady.result_header("roles", model, None, dtype, 2),
         "planner": planner,

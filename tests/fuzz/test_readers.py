@@ -260,7 +260,7 @@ def _logged(folder: Path) -> list[Any]:
         token_bytes=4.0,
         link_bytes=1e4,
     )
-    copies = copier("most_saved", MostSavedSettings(link_bytes_s=1e6))
+    copies = copier("most_saved", MostSavedSettings(link_bytes_s=1e6, memory_share=0.9))
     log.copies("ares", copies, {}, view, copyable, copies.decide(cluster, copyable))
     pool = RolePool(
         instances=("prefill-0", "decode-0", "decode-1"),

@@ -218,7 +218,7 @@ class Gateway:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.controller.lease.release()
+        await self.controller.lease.end()
         self.recorder.describe(self.config.model, self.controller.preset, self.pool.instances)
         await self.pool.stop()
         await self.http.close()

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from ares.bench.live.client import Observed
 from ares.bench.live.conversations import Conversation, Turn, conversations, reusable_tokens, said_in
 from ares.bench.live.multi_turn import figures
+from ares.bench.live.simulated_prefixes import Simulated, sent_prompts
 from ares.models.resolve import ModelError
 
 
@@ -49,6 +50,28 @@ def test_figures_of_a_run() -> None:
     assert found["ttft_later_turns_s"]["p99"] == pytest.approx(0.1)
     assert found["share_computed"] == pytest.approx(160 / 242)
     assert found["share_of_reusable_found"] == pytest.approx(82 / 224)
+
+
+def test_the_hits_of_a_run_are_simulated_by_its_prompts() -> None:
+    load = [Conversation(name, 0.0, (3,) * 64, (Turn((n,) * 16, 2, 0.0), Turn((9,) * 30, 2, 1.0))) for n, name in
+            enumerate("ab", 4)]  # fmt: skip
+
+    def seen(at_s: float, error: str | None = None) -> Observed:
+        return Observed("x", at_s, [7, 8], 0, error=error)
+
+    turns = [[seen(0.0), seen(10.0)], [seen(5.0), seen(20.0, "it broke")]]
+    first, second, third = sent_prompts(load, turns, 16)
+    assert [(p.arrival_s, p.tokens, len(p.blocks)) for p in (first, second, third)] == [
+        (0.0, 80, 5), (5.0, 80, 5), (10.0, 112, 7)
+    ]  # fmt: skip
+    assert first.blocks[:4] == second.blocks[:4]
+    assert first.blocks[4] != second.blocks[4]
+    assert third.blocks[:5] == first.blocks
+    # One instance finds the shared beginning, and all of the first turn.
+    (one, two) = (Simulated.of("llama-8b-rtx4090", None, count) for count in (1, 2))
+    assert one.hit_rate("least-time", load, turns) == pytest.approx((64 + 80) / 272)
+    # Of two that take turns, the second begins with nothing.
+    assert two.hit_rate("static-rr", load, turns) == pytest.approx(80 / 272)
 
 
 @pytest.fixture

@@ -158,7 +158,9 @@ async def test_where_nothing_is_cached_a_prefill_instance_computes_it(model_fold
 async def test_logged_copies_are_decided_again(model_folder: Path, tmp_path: Path) -> None:
     log = tmp_path / "decisions.jsonl"
     async with serving(model_folder, log=log) as (gateway, fakes):
-        clients = [Client(gateway, 200, name=name, prompt=[n, *PROMPT]) for n, name in enumerate(("request", "other"))]
+        clients = [
+            Client(gateway, 200, name=name, prompt=[*PROMPT[:-1], n]) for n, name in enumerate(("request", "other"))
+        ]
         await copied(gateway, clients[0])
         let_go(fakes)
         for client in clients:

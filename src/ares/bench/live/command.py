@@ -159,7 +159,12 @@ def command(
         longest = multi_turn.LONGEST if simulate else max_model_len
         chats = _conversations(prompts, model, requests, rate, longest, range(seed, seed + rounds))
         described = {"model": model, "engines": f"mock: {simulate}" if simulate else "vLLM", "rate": rate}
-        described |= {"prompts": [file.name for file in prompts or []], "seed": seed}
+        described |= {
+            "prompts": [file.name for file in prompts or []],
+            "seed": seed,
+            "kv_tokens": kv_tokens,
+            "dtype": dtype,
+        }
         multi_turn.run(settings, names, chats, described, json_file)
         return
     if simulate is None and not prompts:
