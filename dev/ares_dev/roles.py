@@ -228,17 +228,17 @@ def command(
     count: Annotated[int, typer.Option("--phases", min=2, help="Phases: long prompts and long outputs in turns.")] = 3,
     long_prompts: Annotated[
         tuple[int, int, float], typer.Option(help="Tokens of a prompt and of an output, and requests a second.")
-    ] = (480, 8, 1.2),
+    ] = (320, 8, 2.2),
     long_outputs: Annotated[tuple[int, int, float], typer.Option(help="The same of the other traffic.")] = (
         24,
         160,
-        1.6,
+        0.7,
     ),
-    kv_tokens: Annotated[int, typer.Option(min=512, help="KV capacity of an instance, tokens.")] = 1536,
+    kv_tokens: Annotated[int, typer.Option(min=512, help="KV capacity of an instance, tokens.")] = 768,
     smoothing: Annotated[float, typer.Option(min=0, help="The planner's smoothing_s.")] = 3.0,
     patience: Annotated[float, typer.Option(min=0, help="The planner's patience_s.")] = 2.0,
     cooldown: Annotated[float, typer.Option(min=0, help="The planner's cooldown_s.")] = 8.0,
-    slo_ttft: Annotated[float, typer.Option(min=0, help="TTFT objective, seconds.")] = 4.0,
+    slo_ttft: Annotated[float, typer.Option(min=0, help="TTFT objective, seconds.")] = 3.0,
     slo_tpot: Annotated[float, typer.Option(min=0, help="TPOT objective, seconds.")] = 0.15,
     seed: Annotated[int, typer.Option(help="Seed of the prompts and arrivals.")] = 0,
     dtype: Dtype = "float32",

@@ -11,7 +11,7 @@ from ares.bench.live.client import Observed
 from ares.bench.live.conversations import Conversation, Turn, conversations, reusable_tokens, said_in
 from ares.bench.live.multi_turn import figures
 from ares.bench.live.simulated_prefixes import Simulated, sent_prompts
-from ares.models.resolve import ModelError
+from ares.models.cache import ModelError
 
 
 def test_conversations_fit_and_agents_share_their_beginnings() -> None:

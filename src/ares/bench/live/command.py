@@ -101,6 +101,9 @@ def command(
         ),
     ] = 2048,
     kv_bytes: Annotated[str, typer.Option(help="KV memory of each decode instance, on real engines.")] = "100M",
+    block_size: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a KV block of the real engines; by default what vLLM chooses.")
+    ] = None,
     kv_tokens: Annotated[
         int | None, typer.Option(help="With --simulate: KV capacity instead of the profile's.")
     ] = None,
@@ -140,6 +143,7 @@ def command(
     caching = ["--enable-prefix-caching"] if workload == multi_turn.NAME else []
     mock_flags = [*caching, *(["--kv-tokens", str(kv_tokens)] if kv_tokens is not None else [])]
     engine_flags = ["--kv-cache-memory-bytes", kv_bytes, "--max-model-len", str(max_model_len), "--dtype", dtype]
+    engine_flags += ["--block-size", str(block_size)] if block_size is not None else []
     gap = "none" if json_gap(slo_gap) is None else str(slo_gap)
     settings = local.ClusterSettings(
         model=model,

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from ares.bench.live.client import Observed, send_request
 from ares.bench.live.load import Planned, random_prompt
 from ares.models import resolve
+from ares.models.cache import ModelError
 from ares.predictor import prompts
 
 _TURNS = (3, 8)
@@ -60,7 +61,7 @@ def said_in(files: list[Path], model: str, seed: int, note: Callable[[str], None
     """
     file = resolve.resolve(model, weights=False) / "tokenizer.json"
     if not file.is_file():
-        raise resolve.ModelError(f"{model} has no tokenizer.json: with --prompts, multi-turn needs one")
+        raise ModelError(f"{model} has no tokenizer.json: with --prompts, multi-turn needs one")
     tokenizer = Tokenizer.from_file(str(file))
 
     def encoded(text: str) -> tuple[int, ...]:

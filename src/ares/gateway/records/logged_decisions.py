@@ -38,7 +38,6 @@ _NO_COLUMNS_OF_PLACES = {"instances", "transfer_s"}
 _STEP_TIME_MODEL = ("step_base_s", "step_request_s", "step_token_s")
 _OF_INSTANCES = ("capacity_tokens", "promised_tokens", "open", "cached_tokens", *_STEP_TIME_MODEL)
 _OF_ROLES = ("busy", "queued_s", "requests", "tokens", "capacity_tokens")
-_OBJECTIVES = ("ttft_s", "tpot_s")
 _OF_REQUESTS = ("location", "resident_tokens", "movable", "commanded")
 Settings = TypeVar("Settings")
 
@@ -98,20 +97,17 @@ def read_copyable(record: dict[str, Any], cluster: Cluster) -> Copyable:
     """Return what a logged decision of copies was made from besides its cluster."""
     read = dict(record["copyable"])
     requests, instances = len(cluster.requests), len(cluster.instances)
-    cached = np.array(read.pop("cached_tokens"), np.int64).reshape(-1, instances)
-    scalars = {name: _number(name, read.pop(name)) for name in ("token_s", "token_bytes")}
+    for name, kind in (("requests", np.bool_), ("takes", np.bool_), ("copied_to", np.int64), ("under_way", np.int64)):
+        read[name] = np.array(read[name], kind)
+    read["cached_tokens"] = np.array(read["cached_tokens"], np.int64).reshape(-1, instances)
+    for name in ("token_s", "token_bytes"):
+        read[name] = _number(name, read[name])
     # What is owed is below 0.
-    scalars["link_bytes"] = _number("link_bytes", read.pop("link_bytes"), -float(MAXIMUM_TOKENS))
-    made = Copyable(
-        requests=np.array(read.pop("requests"), np.bool_),
-        cached_tokens=cached,
-        copied_to=np.array(read.pop("copied_to"), np.int64),
-        takes=np.array(read.pop("takes"), np.bool_),
-        **_arrays(read),
-        **scalars,
-    )
+    read["link_bytes"] = _number("link_bytes", read["link_bytes"], -float(MAXIMUM_TOKENS))
+    made = Copyable(**read)
     _check(made, ("requests", "copied_to"), requests)
     _check(made, ("takes", "under_way"), instances)
+    cached = made.cached_tokens
     if len(cached) != requests or (cached.size and not 0 <= cached.min() <= cached.max() < MAXIMUM_TOKENS):
         raise ValueError("cached_tokens is out of range")
     if requests and not -1 <= made.copied_to.min() <= made.copied_to.max() < instances:
@@ -122,27 +118,22 @@ def read_copyable(record: dict[str, Any], cluster: Cluster) -> Copyable:
 def read_role_pool(record: dict[str, Any]) -> RolePool:
     """Return the pool of a logged plan of roles."""
     read = dict(record["pool"])
-    names = [read.pop("instances"), [bool(one) for one in read.pop("decodes")], [bool(one) for one in read.pop("able")]]
-    columns = {name: np.array(read.pop(name), np.float64) for name in _OF_ROLES}
-    # An objective that nothing bounds has no number in JSON.
-    objectives = {name: np.inf if (value := read.pop(name)) is None else _number(name, value) for name in _OBJECTIVES}
-    base_s, request_s, token_s = (_number("step_s", one) for one in read.pop("step_s"))
-    changing = read.pop("changing")
-    if not isinstance(changing, bool) or not isinstance(names[0], list):
-        raise TypeError("changing must be true or false, and instances a list")
-    made = RolePool(
-        instances=tuple(names[0]),
-        decodes=np.array(names[1], np.bool_),
-        able=np.array(names[2], np.bool_),
-        changing=changing,
-        step_s=(base_s, request_s, token_s),
-        **columns,
-        **objectives,
-        **{name: _number(name, value) for name, value in read.items()},
-    )
-    _check(made, ("decodes", "able"), len(made.instances))
-    for name, values in columns.items():
-        if values.shape != (len(made.instances),) or not ((values >= 0) & (values < MAXIMUM_TOKENS)).all():
+    if not isinstance(read["instances"], list) or not isinstance(read["changing"], bool) or len(read["step_s"]) != 3:
+        raise TypeError("instances must be a list, changing true or false, and step_s three numbers")
+    for name in _OF_ROLES:
+        read[name] = np.array(read[name], np.float64)
+    for name in ("decodes", "able"):
+        read[name] = np.array(read[name], np.bool_)
+    for name in ("elapsed_s", "waiting_tokens"):
+        read[name] = _number(name, read[name])
+    for name in ("ttft_s", "tpot_s"):  # an objective that nothing bounds has no number in JSON
+        read[name] = np.inf if read[name] is None else _number(name, read[name])
+    read["step_s"] = tuple(_number("step_s", one) for one in read["step_s"])
+    made = RolePool(**read | {"instances": tuple(read["instances"])})
+    _check(made, ("decodes", "able", *_OF_ROLES), len(made.instances))
+    for name in _OF_ROLES:
+        values = getattr(made, name)
+        if not ((values >= 0) & (values < MAXIMUM_TOKENS)).all():
             raise ValueError(f"{name} is out of range")
     return made
 

@@ -174,6 +174,10 @@ class Pressure(Roles):
 
     def remember(self, memory: Mapping[str, float]) -> None:
         """Restore it."""
-        self._prefill, self._decode = memory.get("prefill", math.nan), memory.get("decode", math.nan)
-        self._for_s, self._since_change_s = memory.get("for_s", 0.0), memory.get("since_change_s", math.inf)
-        self._counts = memory.get("prefill_instances", math.nan), memory.get("decode_instances", math.nan)
+
+        def known(name: str, otherwise: float) -> float:
+            return float(memory.get(name, otherwise))
+
+        self._prefill, self._decode = known("prefill", math.nan), known("decode", math.nan)
+        self._for_s, self._since_change_s = known("for_s", 0.0), known("since_change_s", math.inf)
+        self._counts = known("prefill_instances", math.nan), known("decode_instances", math.nan)
