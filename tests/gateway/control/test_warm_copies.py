@@ -161,13 +161,15 @@ async def test_logged_copies_are_decided_again(model_folder: Path, tmp_path: Pat
         clients = [
             Client(gateway, 200, name=name, prompt=[*PROMPT[:-1], n]) for n, name in enumerate(("request", "other"))
         ]
-        await copied(gateway, clients[0])
+        source, _ = await copied(gateway, clients[0])
+        await fake(fakes, source).die()
         let_go(fakes)
         for client in clients:
             await client.finish()
     again = replay(log, None)
     assert again.differences == []
     assert again.logged["copy"] > 1
+    assert '"resumption"' in log.read_text()
     assert replay(log, "ares").made["copy"] == 0, "it copies nothing"
 
 

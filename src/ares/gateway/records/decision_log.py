@@ -50,12 +50,20 @@ class DecisionLog:
         self._file = file.open("ab") if file is not None else None
 
     def prefill(
-        self, preset: str, policy: Prefill, memory: dict[str, float], places: Places, tokens: int, chosen: int | None
+        self,
+        preset: str,
+        policy: Prefill,
+        memory: dict[str, float],
+        places: Places,
+        tokens: int,
+        chosen: int | None,
+        *,
+        resumes: bool = False,
     ) -> None:
-        """Log where a prompt is computed, if anywhere; `memory` is the policy's before it."""
+        """Log where a prompt, or a request that resumes, is computed, if anywhere; `memory`: the policy's before it."""
         decided = [] if chosen is None else [{"kind": PREFILL, "index": 0, "instance": chosen}]
         self._write(
-            "prefill",
+            "resumption" if resumes else "prefill",
             preset,
             prefill=_named(policy),
             memory=memory,

@@ -83,6 +83,8 @@ def read_places(record: dict[str, Any]) -> Places:
     # The name is that of each request in a cluster, and here a number for each instance.
     requests = np.array(read.pop("requests"), dtype=np.int64)
     made = Places(requests=requests, transfer_s=float(transfer_s), **_arrays(read))
+    # Of a request that resumes, no objective bounds it.
+    made = replace(made, slack_s=np.nan_to_num(made.slack_s, nan=_MAXIMUM_SETTING))
     _check(made, [field.name for field in fields(made) if field.name not in _NO_COLUMNS_OF_PLACES], len(made.instances))
     for name in ("base_s", "token_s", "step_s", "slack_s"):
         values = getattr(made, name)

@@ -160,10 +160,12 @@ class _Policies:
         self.chosen = chosen
         self._made: dict[tuple[str, str, Any], Any] = {}
 
-    def find(self, part: str, record: dict[str, Any]) -> Any:
-        """Return the policy that decides a record; with the logged memory, where it is the logged policy."""
-        logged = self.chosen is None or part not in REGISTRIES
-        if logged:
+    def find(self, part: str, record: dict[str, Any], *, logged: bool = False) -> Any:
+        """Return the policy that decides a record; with the logged memory, where it is the logged policy.
+
+        That is the one of the chosen preset, if there is one and `logged` is not set.
+        """
+        if logged := logged or self.chosen is None:
             name, settings = _logged_policy(part, record)
         else:
             name, settings = getattr(self.chosen, part), getattr(self.chosen, f"{part}_settings")
@@ -193,6 +195,12 @@ def _prefill(record: dict[str, Any], policies: _Policies) -> list[dict[str, Any]
     if not policy.sees_prefixes:
         places = replace(places, open=places.open & ~places.decodes)
     chosen = choose_place(policy, places, tokens)
+    return [] if chosen is None else [{"kind": PREFILL, "request": 0, "instance": chosen}]
+
+
+def _resumption(record: dict[str, Any], policies: _Policies) -> list[dict[str, Any]]:
+    """Return where a request resumes: by the cost model of `least_time`, whatever the preset."""
+    chosen = choose_place(policies.find("prefill", record, logged=True), read_places(record), _tokens(record["tokens"]))
     return [] if chosen is None else [{"kind": PREFILL, "request": 0, "instance": chosen}]
 
 
@@ -264,7 +272,7 @@ def _copies(record: dict[str, Any], policies: _Policies) -> list[dict[str, Any]]
 
 
 def _roles(record: dict[str, Any], policies: _Policies) -> list[dict[str, Any]]:
-    policy: Roles = policies.find("roles", record)
+    policy: Roles = policies.find("roles", record, logged=True)
     change = plan_roles(policy, read_role_pool(record)).change
     return [] if change is None else [_action(role_action(change))]
 
@@ -274,6 +282,7 @@ _MAKE: dict[str, Callable[[dict[str, Any], _Policies], list[dict[str, Any]]]] = 
     "dispatch": _placement,
     "admission": _admissions,
     "moves": _moves,
+    "resumption": _resumption,
     "copies": _copies,
     "roles": _roles,
 }
