@@ -32,7 +32,7 @@ class Log(Protocol):
         *,
         resumes: bool = False,
     ) -> None:
-        """Log one: the policy, its memory before it, its arguments, the index of the place; and for what it was asked."""
+        """Log one: the policy, its memory before it, its arguments, the index of the place, and whether it resumes."""
         ...
 
 
