@@ -58,18 +58,15 @@ class Traffic:
 
 
 def phases(kinds: tuple[Traffic, Traffic], count: int, seconds: float, seed: int) -> list[list[Planned]]:
-    """Return the requests of each phase; the two kinds of traffic take turns.
-
-    One request comes in each part of 1 / rate seconds, at random within it: short phases have the load that is meant.
-    """
+    """Return the requests of each phase; the two kinds of traffic take turns."""
     generator = random.Random(seed)  # noqa: S311 - a workload, not a secret
     made: list[list[Planned]] = []
     for number, kind in zip(range(count), itertools.cycle(kinds), strict=False):
-        requests = []
-        for part in range(round(kind.rate * seconds)):
+        at, requests = generator.expovariate(kind.rate), list[Planned]()
+        while at < seconds:
             body = greedy_body(generator, kind.prompt, kind.output)
-            at_s = number * seconds + (part + generator.random()) / kind.rate
-            requests.append(Planned(f"phase-{number}-{part}", at_s, body))
+            requests.append(Planned(f"phase-{number}-{len(requests)}", number * seconds + at, body))
+            at += generator.expovariate(kind.rate)
         made.append(requests)
     return made
 
@@ -231,18 +228,18 @@ def command(
     count: Annotated[int, typer.Option("--phases", min=2, help="Phases: long prompts and long outputs in turns.")] = 3,
     long_prompts: Annotated[
         tuple[int, int, float], typer.Option(help="Tokens of a prompt and of an output, and requests a second.")
-    ] = (320, 3, 1.8),
+    ] = (320, 8, 2.2),
     long_outputs: Annotated[tuple[int, int, float], typer.Option(help="The same of the other traffic.")] = (
         24,
         160,
-        0.8,
+        0.7,
     ),
-    kv_tokens: Annotated[int, typer.Option(min=512, help="KV capacity of an instance, tokens.")] = 896,
+    kv_tokens: Annotated[int, typer.Option(min=512, help="KV capacity of an instance, tokens.")] = 768,
     smoothing: Annotated[float, typer.Option(min=0, help="The planner's smoothing_s.")] = 3.0,
     patience: Annotated[float, typer.Option(min=0, help="The planner's patience_s.")] = 2.0,
     cooldown: Annotated[float, typer.Option(min=0, help="The planner's cooldown_s.")] = 8.0,
     slo_ttft: Annotated[float, typer.Option(min=0, help="TTFT objective, seconds.")] = 3.0,
-    slo_tpot: Annotated[float, typer.Option(min=0, help="TPOT objective, seconds.")] = 0.2,
+    slo_tpot: Annotated[float, typer.Option(min=0, help="TPOT objective, seconds.")] = 0.15,
     seed: Annotated[int, typer.Option(help="Seed of the prompts and arrivals.")] = 0,
     dtype: Dtype = "float32",
     model: Model = DEFAULT_MODEL,
