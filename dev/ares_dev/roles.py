@@ -224,7 +224,7 @@ def command(
         typer.Option(help="Fixed ratios of prefill + decode, and `planned`, in this order; the first one is fixed."),
     ] = f"1+2,{PLANNED},2+1",
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each.")] = 1,
-    phase: Annotated[float, typer.Option(min=5, help="Seconds of a phase.")] = 30.0,
+    phase: Annotated[float, typer.Option(min=5, help="Seconds of a phase.")] = 20.0,
     count: Annotated[int, typer.Option("--phases", min=2, help="Phases: long prompts and long outputs in turns.")] = 3,
     long_prompts: Annotated[
         tuple[int, int, float], typer.Option(help="Tokens of a prompt and of an output, and requests a second.")
