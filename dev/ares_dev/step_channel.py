@@ -52,7 +52,7 @@ class _Step(msgspec.Struct, array_like=True):
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
+class Run:
     """CPU seconds of the API server, of the engine's other processes and of the reader; and how long it took."""
 
     api_s: float
@@ -85,7 +85,7 @@ async def _generate(engine: EngineClient, key: str, prompt: list[int], tokens: i
         stream.close()
 
 
-async def _run(process: local.ManagedProcess, streams: int, tokens: int, way: Way) -> _Run:
+async def _run(process: local.ManagedProcess, streams: int, tokens: int, way: Way) -> Run:
     """Run so many requests at once; EngineLostError where one has other than so many tokens."""
     generator = random.Random(streams)  # noqa: S311 - a workload, not a secret
     prompts = [[generator.randrange(3, _LARGEST_ID) for _ in range(_PROMPT_TOKENS)] for _ in range(streams)]
@@ -102,7 +102,7 @@ async def _run(process: local.ManagedProcess, streams: int, tokens: int, way: Wa
         engine.close()
     if set(came) != {tokens}:
         raise EngineLostError(f"{tokens} tokens of each request were expected, and {sorted(set(came))} came")
-    return _Run(after[0] - api_s, after[1] - engine_s, reader_s, wall_s)
+    return Run(after[0] - api_s, after[1] - engine_s, reader_s, wall_s)
 
 
 def _message_s(streams: int) -> float:
@@ -115,7 +115,7 @@ def _message_s(streams: int) -> float:
     return (time.process_time() - began) / _MESSAGES
 
 
-def _case(streams: int, tokens: int, runs: dict[Way, list[_Run]]) -> dict[str, Any]:
+def case(streams: int, tokens: int, runs: dict[Way, list[Run]]) -> dict[str, Any]:
     """Return the figures of so many streams: medians over the rounds, CPU by 1,000 tokens."""
     thousands = streams * tokens / 1000
 
@@ -140,19 +140,20 @@ def _case(streams: int, tokens: int, runs: dict[Way, list[_Run]]) -> dict[str, A
     }
 
 
-async def _measure(
+async def measure(
     process: local.ManagedProcess, each: list[int], tokens: int, rounds: int, console: Console
 ) -> list[dict[str, Any]]:
+    """Return the figures of each number of requests, in rounds of all ways in turns; the errors are those of `_run`."""
     cases = []
     for streams in each:
-        runs: dict[Way, list[_Run]] = {way: [] for way in _WAYS}
+        runs: dict[Way, list[Run]] = {way: [] for way in _WAYS}
         for number in range(rounds + 1):
             console.print(f"{streams} streams, round {number} of {rounds}", style="dim")
             for way in _WAYS:
                 run = await _run(process, streams, tokens, way)
                 if number:  # the first round warms up
                     runs[way].append(run)
-        cases.append(_case(streams, tokens, runs))
+        cases.append(case(streams, tokens, runs))
     return cases
 
 
@@ -179,7 +180,7 @@ def command(
         cluster.start_worker("instance", "both", None, ("--connector", "none", "--predictor", "none"))
         cluster.await_workers()
         try:
-            cases = asyncio.run(_measure(cluster.workers[0], streams or [8, 32], tokens, rounds, console))
+            cases = asyncio.run(measure(cluster.workers[0], streams or [8, 32], tokens, rounds, console))
         except (EngineLostError, EngineRefusedError) as error:
             exit_with_error(str(error), 1)
     table = tables.table(
@@ -191,16 +192,16 @@ def command(
         *(f"step ms, {way}" for way in _WAYS),
         title="CPU ms per 1,000 tokens, and how long a step takes",
     )
-    for case in cases:
+    for one in cases:
         api, read, step = (
-            case[name]
+            one[name]
             for name in ("api_server_cpu_ms_per_1000_tokens", "gateway_reading_cpu_ms_per_1000_tokens", "step_ms")
         )
         table.add_row(
-            str(case["streams"]),
+            str(one["streams"]),
             *(f"{api[way]:.0f}" for way in _WAYS),
             *(f"{read[way]:.1f}" for way in ("token", "whole")),
-            f"{case['message_cpu_ms_per_1000_tokens']:.2f}",
+            f"{one['message_cpu_ms_per_1000_tokens']:.2f}",
             *(f"{step[way]:.2f}" for way in _WAYS),
         )
     tables.show(table)

@@ -448,14 +448,16 @@ def _checked(gateway: Gateway, ids: list[int]) -> list[int]:
 
 async def _stream(accepted: AcceptedRequest, write: Write) -> None:
     """Generate a reply and write it as a stream of events; a failure is its last one."""
-    form = accepted.form
+    form, single = accepted.form, len(accepted.sequences) == 1
 
     def on_tokens(sequence: Sequence, batch: list[Delta]) -> bool | Coroutine[Any, Any, bool]:
         choice = sequence.choice
         if choice.slow:
             return in_thread(choice, batch)
         data = choice.stream(batch)
-        return choice.finish_reason is not None if write.at_once(data) else when_read(choice, data)
+        ended = choice.finish_reason is not None
+        # The end of the only choice is followed by that of the reply.
+        return ended if write.at_once(data, more=ended and single) else when_read(choice, data)
 
     async def when_read(choice: Choice, data: bytes) -> bool:
         await write(data)
@@ -466,15 +468,15 @@ async def _stream(accepted: AcceptedRequest, write: Write) -> None:
 
     outcome, failed = "cancelled", None
     try:
-        await write(form.opening(accepted))
+        await write(form.opening(accepted), more=True)
         await accepted.generate_all(on_tokens)
         outcome = "completed"
-        await write(form.ending(accepted))
+        await write.end(form.ending(accepted))
     except Exception as failure:
         outcome, failed = "failed", failure
         status, message, code = describe_failure(failure)
         accepted.gateway.metrics.refuse(form.path, status, code)
-        await write(form.failure(status, message, code))
+        await write.end(form.failure(status, message, code))
     finally:
         accepted.end(outcome, failed)
 
