@@ -23,7 +23,7 @@ from ares.bench.options import JsonFile, Model
 from ares.bench.steady import machine_load
 from ares.engine.defaults import local_flags
 from ares.gateway.openai.sampling import Sampling
-from ares.gateway.pool.generate import EngineClient, EngineLostError, EngineRefusedError, http_client
+from ares.gateway.pool.generate import Delta, EngineClient, EngineLostError, EngineRefusedError, http_client
 from ares.local_cluster import cluster as local
 from ares.models.resolve import DEFAULT_MODEL
 from ares.terminal import tables
@@ -78,11 +78,23 @@ async def _generate(engine: EngineClient, key: str, prompt: list[int], tokens: i
     if way == "whole":
         delta, _ = await engine.complete(body)
         return len(delta.token_ids or [])
+    came = 0
+
+    def take(batch: list[Delta]) -> bool:
+        # As a session takes them: its task is woken for the first and the last tokens alone.
+        nonlocal came
+        if batch[-1].finish_reason is not None:
+            return False
+        came += sum(len(delta.token_ids or []) for delta in batch)
+        return True
+
     stream = await engine.stream(body)
     try:
-        return sum([len(delta.token_ids or []) async for batch in stream.batches() for delta in batch])
+        while batch := await stream.batch(take):
+            came += sum(len(delta.token_ids or []) for delta in batch)
     finally:
         stream.close()
+    return came
 
 
 async def _run(process: local.ManagedProcess, streams: int, tokens: int, way: Way) -> Run:
