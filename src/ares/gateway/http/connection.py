@@ -289,7 +289,7 @@ class _StreamWriter:
             self._cycle.transport = self._held.release()
             self._held = None
 
-    def __call__(self, body: bytes, more: bool) -> bool:
+    def __call__(self, data: bytes, more: bool) -> bool:
         """Write; return False where `send` has to: the reader is behind, or the reply is no stream of chunks."""
         cycle = self._cycle
         if cycle.flow.write_paused or not cycle.chunked_encoding or cycle.response_complete:
@@ -298,7 +298,7 @@ class _StreamWriter:
         if more:
             self.hold()
         if not cycle.disconnected:
-            cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+            cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
         if self._held is not None and not more:
             self.release()
         return True
