@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import gc
 import json
+import weakref
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from ares.gateway.http import connection
 from ares.gateway.http.connection import Connection, Limits
@@ -417,3 +420,21 @@ async def test_a_client_that_leaves_is_written_nothing_that_was_kept(
         await asyncio.sleep(0.3)
         assert not client.reads
     assert not caplog.records
+
+
+async def test_a_stream_leaves_nothing_to_garbage_collection(monkeypatch: pytest.MonkeyPatch) -> None:
+    def running() -> list[RequestResponseCycle]:
+        return [found for found in gc.get_objects() if type(found) is RequestResponseCycle]
+
+    gc.collect()
+    gc.disable()
+    try:
+        async with stepwise(monkeypatch, held_s=60, head=GET + b"Connection: close\r\n") as (app, client, _):
+            await eventually(lambda: bool(running()), 60)
+            left = weakref.WeakSet(running())
+            app.next.put_nowait((b"role", True))
+            app.next.put_nowait(None)
+            await eventually(lambda: client.closed, 60)
+            await eventually(lambda: not left, 60)
+    finally:
+        gc.enable()
