@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import gc
 import json
-import weakref
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any
@@ -14,7 +13,6 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from ares.gateway.http import connection
 from ares.gateway.http.connection import Connection, Limits
 from ares.gateway.http.responses import DirectSend, EventStream, Write
 from tests.gateway.fakes import free_port
@@ -31,7 +29,6 @@ class Endless:
     def __init__(self) -> None:
         self.written: dict[bytes, int] = {}
         self.ended: set[bytes] = set()
-        self.next: asyncio.Queue[tuple[bytes, bool] | None] = asyncio.Queue()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -53,9 +50,6 @@ class Endless:
         if scope["path"] == "/echo":
             await self.echo(scope, receive, send)
             return
-        if scope["path"] == "/steps":
-            await EventStream(self.steps)(scope, receive, send)
-            return
         if scope["method"] == "POST":
             while (await receive()).get("more_body"):
                 pass
@@ -70,13 +64,6 @@ class Endless:
             pass
         await send({"type": "http.response.start", "status": 499, "headers": [(b"content-length", b"0")]})
         await send({"type": "http.response.body", "body": b""})
-
-    async def steps(self, write: Write) -> None:
-        """Write what the test says, each when it says so."""
-        while (step := await self.next.get()) is not None:
-            data, more = step
-            await write(data, more=more)
-        await write.end(b"end")
 
     async def echo(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Stream back the method and the body, in two parts."""
@@ -108,34 +95,6 @@ async def serving(**limits: Any) -> AsyncIterator[tuple[Endless, int]]:
     yield app, port
     server.should_exit = True
     await task
-
-
-class Reads(asyncio.Protocol):
-    """A client that keeps what each read brings."""
-
-    def __init__(self) -> None:
-        self.reads: list[bytes] = []
-        self.closed = False
-
-    def data_received(self, data: bytes) -> None:
-        self.reads.append(data)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.closed = True
-
-
-@contextlib.asynccontextmanager
-async def stepwise(
-    monkeypatch: pytest.MonkeyPatch, held_s: float, head: bytes = GET
-) -> AsyncIterator[tuple[Endless, Reads, asyncio.Transport]]:
-    """Ask for a stream whose writes the test gives."""
-    monkeypatch.setattr(connection, "_HELD_S", held_s)
-    async with serving() as (app, port):
-        transport, client = await asyncio.get_running_loop().create_connection(Reads, "127.0.0.1", port)
-        transport.write(head.replace(b"/ HTTP", b"/steps HTTP") + b"\r\n")
-        yield app, client, transport
-        transport.abort()
-        await eventually(lambda: client.closed, 60)
 
 
 async def reply(reader: asyncio.StreamReader) -> bytes:
@@ -367,74 +326,21 @@ async def answer_to_half_closed(port: int, requests: bytes) -> bytes:
     return answer
 
 
-async def test_what_follows_at_once_is_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with stepwise(monkeypatch, held_s=60) as (app, client, _):
-        app.next.put_nowait((b"role", True))
-        await eventually(app.next.empty, 60)
-        app.next.put_nowait((b"first", False))
-        await eventually(lambda: client.reads, 60)
-        (begin,) = client.reads
-        assert begin.startswith(b"HTTP/1.1 200 OK\r\n")
-        assert begin.endswith(b"4\r\nrole\r\n5\r\nfirst\r\n")
-        app.next.put_nowait((b"second", False))
-        await eventually(lambda: len(client.reads) == 2, 60)
-        app.next.put_nowait((b"last", True))
-        await eventually(app.next.empty, 60)
-        app.next.put_nowait(None)
-        await eventually(lambda: len(client.reads) == 3, 60)
-        assert client.reads[1:] == [b"6\r\nsecond\r\n", b"4\r\nlast\r\n3\r\nend\r\n0\r\n\r\n"]
-
-
-async def test_what_nothing_follows_is_written_after_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with stepwise(monkeypatch, held_s=0.01) as (app, client, _):
-        await eventually(lambda: client.reads, 60)  # the head alone
-        app.next.put_nowait((b"role", True))
-        await eventually(lambda: len(client.reads) == 2, 60)
-        assert client.reads[0].endswith(b"\r\n\r\n")
-        assert client.reads[1] == b"4\r\nrole\r\n"
-
-
-async def test_a_stream_without_a_part_has_its_head_and_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with stepwise(monkeypatch, held_s=60, head=GET + b"Connection: close\r\n") as (app, client, _):
-        app.next.put_nowait(None)
-        await eventually(lambda: client.closed, 60)
-        assert b"".join(client.reads).endswith(b"\r\n\r\n3\r\nend\r\n0\r\n\r\n")
-
-
-async def test_a_stream_that_fails_shows_what_was_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with stepwise(monkeypatch, held_s=60) as (app, client, _):
-        app.next.put_nowait((b"role", True))
-        app.next.put_nowait((1, False))  # type: ignore[arg-type]
-        await eventually(lambda: client.closed, 60)
-        assert b"".join(client.reads).endswith(b"4\r\nrole\r\n")
-
-
-async def test_a_client_that_leaves_is_written_nothing_that_was_kept(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with stepwise(monkeypatch, held_s=0.2) as (app, client, transport):
-        app.next.put_nowait((b"role", True))
-        await eventually(app.next.empty, 60)
-        transport.abort()
-        await eventually(lambda: client.closed, 60)
-        await asyncio.sleep(0.3)
-        assert not client.reads
-    assert not caplog.records
-
-
-async def test_a_stream_leaves_nothing_to_garbage_collection(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_requests_leave_nothing_to_garbage_collection() -> None:
     def running() -> list[RequestResponseCycle]:
         return [found for found in gc.get_objects() if type(found) is RequestResponseCycle]
 
     gc.collect()
     gc.disable()
     try:
-        async with stepwise(monkeypatch, held_s=60, head=GET + b"Connection: close\r\n") as (app, client, _):
-            await eventually(lambda: bool(running()), 60)
-            left = weakref.WeakSet(running())
-            app.next.put_nowait((b"role", True))
-            app.next.put_nowait(None)
-            await eventually(lambda: client.closed, 60)
-            await eventually(lambda: not left, 60)
+        async with serving() as (app, port):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(GET.replace(b"/ HTTP", b"/left HTTP") + b"\r\n")
+            await eventually(lambda: b"/left" in app.written, 60)
+            assert running()
+            writer.close()
+            await eventually(lambda: b"/left" in app.ended and not running(), 60)
+            assert await echoes(port, b"POST /echo HTTP/1.1\r\nHost: x\r\n" + WHOLE) == [b"POST hello world"]
+            await eventually(lambda: not running(), 60)
     finally:
         gc.enable()

@@ -11,10 +11,7 @@ from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from ares.gateway.http.refusals import NO_ROUTE, Count
-from ares.gateway.http.responses import error_body, offer_stream_writer
-
-# The head of a stream and what it begins with wait for its first token, and its last token for the end: not longer.
-_HELD_S = 0.5
+from ares.gateway.http.responses import error_body, offer_write_at_once
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +169,7 @@ class Connection(HttpToolsProtocol):
         self.cycle.receive = _Receive(self, self.cycle)  # type: ignore[method-assign]
         if self.scope["http_version"] < "1.1":
             self.cycle.send = _Unchunked(self.cycle)  # type: ignore[method-assign]
-        offer_stream_writer(cast(Scope, self.scope), _StreamWriter(self.cycle, self.loop))
+        offer_write_at_once(cast(Scope, self.scope), _WriteAtOnce(self.cycle))
 
     def on_body(self, body: bytes) -> None:  # noqa: D102 - httptools' interface
         self._restart_idle_timer()
@@ -244,64 +241,19 @@ class _Unchunked:
         await self._send(message)
 
 
-class _Held(asyncio.Transport):
-    """Keeps what is written to a transport, to be written at once."""
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        super().__init__()
-        self._transport = transport
-        self._parts: list[bytes] = []
-
-    def release(self) -> asyncio.Transport:
-        """Write what was kept; return the transport."""
-        if self._parts and not self._transport.is_closing():
-            self._transport.write(b"".join(self._parts))
-        return self._transport
-
-    def write(self, data: Any) -> None:
-        self._parts.append(data)
-
-    def close(self) -> None:
-        self.release().close()
-        self._parts.clear()
-
-    def is_closing(self) -> bool:
-        return self._transport.is_closing()
-
-
-class _StreamWriter:
+class _WriteAtOnce:
     """Writes a part of a chunked reply without a coroutine, as uvicorn's `send` does where it need not wait."""
 
-    def __init__(self, cycle: RequestResponseCycle, loop: asyncio.AbstractEventLoop) -> None:
-        self._cycle, self._loop = cycle, loop
-        self._held: _Held | None = None
-        self._timer: asyncio.TimerHandle
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
 
-    def hold(self) -> None:
-        """Keep what is written from now on, for `_HELD_S` at most."""
-        if self._held is None:
-            self._held = self._cycle.transport = _Held(self._cycle.transport)
-            self._timer = self._loop.call_later(_HELD_S, self.release)
-
-    def release(self) -> None:
-        """Write what is kept."""
-        if self._held is not None:
-            self._timer.cancel()
-            self._cycle.transport = self._held.release()
-            self._held = None
-
-    def __call__(self, data: bytes, more: bool) -> bool:
+    def __call__(self, body: bytes) -> bool:
         """Write; return False where `send` has to: the reader is behind, or the reply is no stream of chunks."""
         cycle = self._cycle
         if cycle.flow.write_paused or not cycle.chunked_encoding or cycle.response_complete:
-            self.release()
             return False
-        if more:
-            self.hold()
         if not cycle.disconnected:
-            cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
-        if self._held is not None and not more:
-            self.release()
+            cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
         return True
 
 
@@ -323,7 +275,7 @@ class _Receive:
         if self._cycle.response_started and not self._cycle.response_complete:
             # A stream, which ends here.
             self._cycle.disconnected = True
-            self._cycle.transport.close()
+            self._connection.transport.close()
         return {"type": "http.disconnect"}
 
     @property

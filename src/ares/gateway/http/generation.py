@@ -448,16 +448,14 @@ def _checked(gateway: Gateway, ids: list[int]) -> list[int]:
 
 async def _stream(accepted: AcceptedRequest, write: Write) -> None:
     """Generate a reply and write it as a stream of events; a failure is its last one."""
-    form, single = accepted.form, len(accepted.sequences) == 1
+    form = accepted.form
 
     def on_tokens(sequence: Sequence, batch: list[Delta]) -> bool | Coroutine[Any, Any, bool]:
         choice = sequence.choice
         if choice.slow:
             return in_thread(choice, batch)
         data = choice.stream(batch)
-        ended = choice.finish_reason is not None
-        # The end of the only choice is followed by that of the reply.
-        return ended if write.at_once(data, more=ended and single) else when_read(choice, data)
+        return choice.finish_reason is not None if write.at_once(data) else when_read(choice, data)
 
     async def when_read(choice: Choice, data: bytes) -> bool:
         await write(data)
@@ -468,15 +466,15 @@ async def _stream(accepted: AcceptedRequest, write: Write) -> None:
 
     outcome, failed = "cancelled", None
     try:
-        await write(form.opening(accepted), more=True)
+        await write(form.opening(accepted))
         await accepted.generate_all(on_tokens)
         outcome = "completed"
-        await write.end(form.ending(accepted))
+        await write(form.ending(accepted))
     except Exception as failure:
         outcome, failed = "failed", failure
         status, message, code = describe_failure(failure)
         accepted.gateway.metrics.refuse(form.path, status, code)
-        await write.end(form.failure(status, message, code))
+        await write(form.failure(status, message, code))
     finally:
         accepted.end(outcome, failed)
 

@@ -5,7 +5,7 @@ import contextlib
 import re
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any
 
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers
@@ -17,7 +17,7 @@ from ares.protocol.fields import REQUEST_ID_HEADER
 
 _KEEP_ALIVE = b": keep-alive\n\n"  # vLLM's
 _SERVER_SEND = "ares.send"
-_STREAM_WRITER = "ares.stream_writer"
+_WRITE_AT_ONCE = "ares.write_at_once"
 _CLEANUP = "ares.cleanup"
 _CODE = "ares.error_code"
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
@@ -103,7 +103,7 @@ class DirectSend:
         finally:
             # Both refer to the scope: with them, all of a request would wait for garbage collection.
             scope.pop(_SERVER_SEND, None)
-            scope.pop(_STREAM_WRITER, None)
+            scope.pop(_WRITE_AT_ONCE, None)
 
 
 class RequestCleanup:
@@ -124,81 +124,40 @@ def cleanup(scope: Scope) -> contextlib.ExitStack:
     return found
 
 
-class StreamWriter(Protocol):
-    """What a server offers for writing a stream besides the ASGI interface."""
-
-    def hold(self) -> None:
-        """Keep what is written from now on, for what follows within moments."""
-        ...
-
-    def release(self) -> None:
-        """Write what is kept."""
-        ...
-
-    def __call__(self, data: bytes, more: bool) -> bool:
-        """Write to a client that keeps up, together with what is kept; return False where that was not done.
-
-        `more`: it may be kept.
-        """
-        ...
-
-
 class Write:
     """Writes a stream's body: `await write(data)`, or without waiting, where the client keeps up.
-
-    A write costs more than all else that is done for a token: what is followed within moments goes out with the next.
 
     Parameters
     ----------
     send
         The ASGI interface.
-    server
-        The server's own way, if it has one.
-
-    Attributes
-    ----------
-    last_at
-        When something was written (`time.monotonic`).
-    ended
-        Whether the stream is complete.
+    at_once
+        The server's, if it has one: writes to a client that keeps up; returns False where it has not.
     """
 
-    def __init__(self, send: Send, server: StreamWriter | None = None) -> None:
-        self._send, self._server = send, server
+    def __init__(self, send: Send, at_once: Callable[[bytes], bool] | None = None) -> None:
+        self._send, self._at_once = send, at_once
         self.last_at = time.monotonic()
-        self.ended = False
 
-    async def __call__(self, data: bytes, *, more: bool = False) -> None:
-        """Write, and wait for a client that does not keep up; `more` as in `at_once`."""
-        if not self.at_once(data, more=more):
+    async def __call__(self, data: bytes) -> None:
+        """Write, and wait for a client that does not keep up."""
+        if not self.at_once(data):
             await self._send({"type": "http.response.body", "body": data, "more_body": True})
             self.last_at = time.monotonic()
 
-    def at_once(self, data: bytes, *, more: bool = False) -> bool:
-        """Write if the client keeps up; return whether that was done.
-
-        `more`: something is expected to follow within moments, which this may wait for.
-        """
+    def at_once(self, data: bytes) -> bool:
+        """Write if the client keeps up; return whether that was done."""
         if not data:
             return True
-        if self._server is None or not self._server(data, more):
+        if self._at_once is None or not self._at_once(data):
             return False
         self.last_at = time.monotonic()
         return True
 
-    async def end(self, data: bytes = b"") -> None:
-        """Write the last of the stream, and its end."""
-        self.ended = True
-        try:
-            await self._send({"type": "http.response.body", "body": data, "more_body": False})
-        finally:
-            if self._server is not None:
-                self._server.release()
 
-
-def offer_stream_writer(scope: Scope, writer: StreamWriter) -> None:
-    """Let the streams of a request write by this."""
-    scope[_STREAM_WRITER] = writer
+def offer_write_at_once(scope: Scope, write: Callable[[bytes], bool]) -> None:
+    """Let the streams of a request write by this, as `Write` takes it."""
+    scope[_WRITE_AT_ONCE] = write
 
 
 class EventStream(Response):
@@ -230,15 +189,13 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream (the ASGI interface)."""
-        direct: Send | None = scope.get(_SERVER_SEND)
-        server: StreamWriter | None = scope.get(_STREAM_WRITER) if direct else None
-        if server is not None:
-            server.hold()
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        write = Write(direct or send, server)
+        direct: Send | None = scope.get(_SERVER_SEND)
+        send = direct or send
+        write = Write(send, scope.get(_WRITE_AT_ONCE) if direct else None)
         work = self._produce(write) if not self._keep_alive_s else _kept_alive(self._produce, write, self._keep_alive_s)
-        if await until_disconnect(work, receive) and not write.ended:
-            await write.end()
+        if await until_disconnect(work, receive):
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def _kept_alive(produce: Callable[[Write], Awaitable[None]], write: Write, idle_s: float) -> None:
@@ -247,7 +204,7 @@ async def _kept_alive(produce: Callable[[Write], Awaitable[None]], write: Write,
     async def comment() -> None:
         while True:
             await asyncio.sleep(max(0.0, write.last_at + idle_s - time.monotonic()))
-            if time.monotonic() >= write.last_at + idle_s and not write.ended:
+            if time.monotonic() >= write.last_at + idle_s:
                 await write(_KEEP_ALIVE)
 
     comments = asyncio.create_task(comment())
