@@ -1,4 +1,4 @@
-"""What a step channel could save, measured here on a mock engine: what is counted, and what is an error."""
+"""What a step channel could save, measured here on a mock engine: what is counted, and how it is put together."""
 
 import asyncio
 
@@ -41,8 +41,6 @@ def test_all_ways_are_measured_on_an_instance() -> None:
         cluster.await_workers()
         (process,) = cluster.workers
         (case,) = asyncio.run(step_channel.measure(process, [2], 5, 1, Console(quiet=True)))
-        with pytest.raises(step_channel.EngineRefusedError):
-            asyncio.run(step_channel.measure(process, [1], 10_000_000, 1, Console(quiet=True)))
     assert case["streams"] == 2
     for figures in ("api_server_cpu_ms_per_1000_tokens", "gateway_reading_cpu_ms_per_1000_tokens", "step_ms"):
         assert set(case[figures]) == {"token", "many", "whole"}
