@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ares.text_files import TextFileError, read_text
-from ares.yaml_text import MALFORMED, parse
+from ares.yaml_text import MALFORMED, YamlError, parse
 
 _SUFFIXES = (".yaml", ".yml")
 _LINES = "should be lines such as `max-model-len: 4096`"
@@ -128,6 +128,8 @@ def _flags_of(file: str) -> list[str]:
         read: Any = parse(read_text(Path(file)))
     except TextFileError as error:
         raise FlagFileError(f"--config {error}") from None
+    except YamlError as error:
+        raise FlagFileError(f"--config {file}: {error}") from None
     except MALFORMED as error:
         raise FlagFileError(f"--config {file}: {_LINES} ({' '.join(str(error).split())})") from None
     if not isinstance(read, dict) or not all(isinstance(name, str) for name in read):
@@ -141,7 +143,7 @@ def _flags_of(file: str) -> list[str]:
     for name, value in read.items():
         try:
             flags += _words(name, value)
-        except MALFORMED as error:  # JSON has no dates, and nothing that holds itself
+        except MALFORMED as error:  # JSON has no dates
             raise FlagFileError(f"--config {file}: {name}: {error}") from None
     return flags
 
