@@ -102,7 +102,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "another way to find instances": (KEYS | {"discovery": "consul"}, "/discovery"),
     "no decode instance": (KEYS | {"decode": {"replicas": 0}}, "/decode/replicas"),
     "one model and several": (SEVERAL | {"model": "org/one"}, "model has no effect beside models"),
-    "a model without a name": (with_model(model="a"), "name"),
+    "a model without a name": (with_model(model="a"), "/models/2': missing property 'name'"),
     "a name for no object": (with_model(name="Qwen/Qwen3", model="a"), "/models/2/name"),
     "a name too long": (with_model(name="a" * 41, model="a"), "models.2.name: " + "a" * 41 + " is too long after ares"),
     "two models of one name": (with_model(name="one", model="a"), "models.2.name: two models are called one"),
