@@ -72,13 +72,14 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        mark: Any = event.start_mark
         node = super().compose_node(parent, index)
         if isinstance(event, yaml.AliasEvent):
             if id(node) not in self._values:
-                raise _refused(event.start_mark, f"*{event.anchor} stands for what it is a part of")
+                raise _refused(mark, f"*{event.anchor} stands for what it is a part of")
             self._by_aliases += self._values[id(node)]
             if self._by_aliases > _MOST_BY_ALIASES:
-                raise _refused(event.start_mark, f"its aliases make more than {_MOST_BY_ALIASES} values")
+                raise _refused(mark, f"its aliases make more than {_MOST_BY_ALIASES} values")
         elif isinstance(node, yaml.MappingNode):
             self._refuse_given_twice(node)
             self._values[id(node)] = 1 + sum(self._values[id(key)] + self._values[id(one)] for key, one in node.value)
