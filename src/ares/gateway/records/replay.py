@@ -40,7 +40,7 @@ from ares.policy.cluster import FloatArray
 from ares.policy.oom_avoidance import OomAvoidanceSettings, avoid_oom, exclude_conflicts
 from ares.policy.settings import make_settings
 from ares.text_files import TextFileError, read_lines
-from ares.yaml_errors import WRONG_VALUES
+from ares.yaml_text import WRONG_VALUES
 
 
 class ReplayError(ValueError):
