@@ -60,7 +60,7 @@ SHARED = {
     "otlp",
     "published_address",
     "text_files",
-    "yaml_errors",
+    "yaml_text",
 }
 HEAVY = {
     "vllm": {"engine", "parsers"},

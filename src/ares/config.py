@@ -1,11 +1,11 @@
 """The gateway's configuration, resolved once: a YAML file, then `ARES_*` variables, then flags; later ones win."""
 
 import logging
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     Field,
     SecretStr,
@@ -17,13 +17,13 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
+    InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
-    YamlConfigSettingsSource,
 )
 
-from ares import plugins, several_models, variables
+from ares import plugins, several_models, variables, yaml_text
 from ares.addresses import on_loopback
 from ares.instance_sources import check_url, parse_source
 from ares.logs import Format, Level
@@ -33,7 +33,8 @@ from ares.policy import PRESETS, Preset
 from ares.policy.roles import PressureSettings
 from ares.policy.settings import make_settings
 from ares.protocol.keys import ControlKey, clean
-from ares.yaml_errors import MALFORMED
+from ares.text_files import TextFileError
+from ares.yaml_text import MALFORMED, YamlError
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ class ConfigError(ValueError):
     """The configuration is wrong; the message names the setting."""
 
 
+_Name = Annotated[str, Field(min_length=1)]
 # Live moves take fractions of a second, so that the cooldown is shorter than the default of the policies.
 _LIVE_COOLDOWN_S = 3.0
 
@@ -80,7 +82,7 @@ class GatewayConfig(BaseSettings):
         default_factory=list, examples=[[{"model": "org/one"}, {"model": "org/two", "served_model_name": ["two"]}]]
     )
     """In place of `model`: several models, each with settings of its own (docs/several-models.md)."""
-    served_model_name: list[str] = Field(default_factory=list)
+    served_model_name: list[_Name] = Field(default_factory=list)
     """Names that clients call the model by, the first one in replies; by default `model`."""
     tokenizer: str | None = Field(default=None, min_length=1)
     """Hugging Face id or folder of the tokenizer, where it is not that of `model`."""
@@ -140,7 +142,7 @@ class GatewayConfig(BaseSettings):
     """Objective for the time of each further token; by default one and a half times a step at full memory."""
     slo_gap_s: Gap = DEFAULT_GAP_S
     """Objective for the longest gap of a stream; "none": a suspension may last as long as the others allow."""
-    classes: dict[str, ServiceClass] = Field(default_factory=dict, examples=[{"chat": {"ttft_s": 2, "rank": -1}}])
+    classes: dict[_Name, ServiceClass] = Field(default_factory=dict, examples=[{"chat": {"ttft_s": 2, "rank": -1}}])
     """Classes of service by name; a request names its own in the header `x-ares-class`."""
     tool_call_parser: str | None = Field(default=None, examples=["hermes"])
     """Parser of vLLM that finds tool calls (docs/reasoning-and-tools.md); needs vLLM on this host."""
@@ -224,6 +226,14 @@ class GatewayConfig(BaseSettings):
     @classmethod
     def _first_model(cls, given: dict[str, Any]) -> dict[str, Any]:
         return several_models.with_first(given)
+
+    @field_validator("served_model_name")
+    @classmethod
+    def _different(cls, value: list[str]) -> list[str]:
+        for name, count in Counter(value).items():
+            if count > 1:
+                raise ValueError(f"{name} stands there twice")
+        return value
 
     @field_validator("workers")
     @classmethod
@@ -435,7 +445,7 @@ def load(file: Path | None = None, **flags: Any) -> GatewayConfig:
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             variable_settings = variables.Variables(settings_cls, wanted)
-            return init_settings, variable_settings, YamlConfigSettingsSource(settings_cls, yaml_file=file)
+            return init_settings, variable_settings, InitSettingsSource(settings_cls, yaml_text.settings(file))
 
     if file is not None and not file.is_file():
         raise ConfigError(f"{file}: no such file")
@@ -449,8 +459,10 @@ def load(file: Path | None = None, **flags: Any) -> GatewayConfig:
         raise ConfigError(_message(error.errors()[0], file, wanted)) from None
     except SettingsError as error:  # of a variable, which the cause names
         raise ConfigError(str(error.__cause__ or error)) from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{file}: {error}") from error
+    except TextFileError as error:
+        raise ConfigError(str(error)) from None
+    except YamlError as error:
+        raise ConfigError(f"{file}: {error}") from None
     except MALFORMED as error:
         raise ConfigError(f"{file}: should be lines such as `port: 8000` ({error})") from error
 

@@ -11,14 +11,12 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 
-import yaml
-
 from ares.policy import PRESETS, REGISTRIES, Preset
 from ares.policy import preset as shipped_preset
 from ares.policy.preset_files import make_preset, with_defaults, with_settings
 from ares.policy.presets import policies
 from ares.text_files import TextFileError, read_text
-from ares.yaml_errors import MALFORMED
+from ares.yaml_text import MALFORMED, parse
 
 GROUP = "ares.policies"
 _SUFFIXES = (".yaml", ".yml")
@@ -98,7 +96,7 @@ def preset(name: str, given: Iterable[str] = (), defaults: Mapping[str, object] 
     if name in PRESETS or not name.endswith(_SUFFIXES):
         return with_settings(with_defaults(shipped_preset(name), defaults or {}), given)
     try:
-        data = yaml.safe_load(read_text(Path(name)))
+        data = parse(read_text(Path(name)))
         made = make_preset(data, defaults or {})
     except TextFileError as error:
         raise ValueError(str(error)) from None

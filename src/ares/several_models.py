@@ -40,11 +40,13 @@ def with_first(given: Mapping[str, Any]) -> dict[str, Any]:
     ValueError
         An entry has no model or a setting that cannot be its own, or a setting beside them has no effect.
     """
-    models = given.get("models")
-    if not models:
-        return dict(given)
+    models = given.get("models", [])
     if not isinstance(models, list):
         raise ValueError("models: should be a list of settings, each with a model")
+    if not models:
+        if "models" in given and not given.get("model"):
+            raise ValueError("models: is empty: give it at least one {model: org/name}, or give model instead")
+        return dict(given)
     for number, entry in enumerate(models):
         if not isinstance(entry, Mapping) or not isinstance(entry.get("model"), str) or not entry["model"]:
             raise ValueError(f"models.{number}: should be settings with a model, such as {{model: org/name}}")

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from ares import config
+from ares import config, several_models
 from ares.protocol.fields import CONTROL_KEY_VARIABLE
-from tests.deploy.chart import KEYS, helm, objects, pod
+from tests.deploy.chart import CHART, KEYS, helm, objects, pod
 from tests.deploy.commands import parsed
 
 EVERYTHING: dict[str, Any] = {
@@ -47,6 +47,28 @@ def of_the_page() -> dict[str, Any]:
     return values
 
 
+SEVERAL: dict[str, Any] = KEYS | {
+    "models": [
+        {
+            "name": "one",
+            "model": "org/one",
+            "servedModelName": ["uno", "eins"],
+            "config": {"slo_ttft_s": 3},
+            "instances": {"args": ["--max-model-len=4096"]},
+            "decode": {"replicas": 3, "resources": {"limits": {"nvidia.com/gpu": 2}}},
+        },
+        {
+            "name": "one-more",
+            "model": "/models/two",
+            "prefill": {"replicas": 2, "args": ["--seed=1"]},
+            "autoscaling": {"kind": "keda", "maxReplicas": 4, "kvUsage": 0.5},
+        },
+    ],
+    "instances": {"args": ["--seed=0"]},
+    "decode": {"drainDeadlineSeconds": 7},
+    "gateway": {"config": {"slo_ttft_s": 5, "preset": "ares"}},
+    "serviceMonitor": {"enabled": True},
+}
 HPA = {"kind": "hpa", "metrics": [{"type": "Pods", "pods": {"metric": {"name": "m"}, "target": {"type": "Value"}}}]}
 GOOD = {
     "by default": KEYS,
@@ -56,9 +78,19 @@ GOOD = {
     "dns": KEYS | {"discovery": "dns", "gateway": {"config": {"service_discovery": ["api"]}}},
     "names": EVERYTHING | {"discovery": "names"},
     "the page": of_the_page(),
+    "several models": SEVERAL,
+    "several models by name": SEVERAL | {"discovery": "names"},
+    "several models scaled": SEVERAL | {"autoscaling": {"kind": "keda", "maxReplicas": 6}},
     "simulated": KEYS
     | {"instances": {"simulate": "llama-8b-rtx4090", "image": "ares-gateway", "resources": {"limits": None}}},
 }
+
+
+def with_model(**entry: Any) -> dict[str, Any]:
+    """Return the values of three models, the last one of these."""
+    return SEVERAL | {"models": [*SEVERAL["models"], entry]}
+
+
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no control key": ({}, "keys.control needs at least 32 characters"),
     "two places for keys": ({"keys": {"control": "c" * 32, "existingSecret": "x"}}, "have no effect"),
@@ -69,6 +101,34 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "nothing to scale by": (KEYS | {"autoscaling": {"kind": "hpa"}}, "needs autoscaling.metrics"),
     "another way to find instances": (KEYS | {"discovery": "consul"}, "/discovery"),
     "no decode instance": (KEYS | {"decode": {"replicas": 0}}, "/decode/replicas"),
+    "one model and several": (SEVERAL | {"model": "org/one"}, "model has no effect beside models"),
+    "a model without a name": (with_model(model="a"), "/models/2': missing property 'name'"),
+    "a name for no object": (with_model(name="Qwen/Qwen3", model="a"), "/models/2/name"),
+    "a name too long": (with_model(name="a" * 41, model="a"), "models.2.name: " + "a" * 41 + " is too long after ares"),
+    "two models of one name": (with_model(name="one", model="a"), "models.2.name: two models are called one"),
+    "two models served as one": (
+        with_model(name="three", model="uno"),
+        "models.2: uno is served twice: give servedModelName, names that no other model has",
+    ),
+    "an empty name": (with_model(name="three", model="a", servedModelName=[""]), "/models/2/servedModelName/0"),
+    "a setting of all models": (
+        with_model(name="three", model="a", config={"port": 1}),
+        "/models/2/config': additional properties 'port' not",
+    ),
+    "a setting of one model": (
+        SEVERAL | {"gateway": {"config": {"tokenizer": "a"}}},
+        "gateway.config.tokenizer has no effect beside models: give it to one of them",
+    ),
+    "models beside models": (SEVERAL | {"gateway": {"config": {"models": []}}}, "gateway.config.models has no effect"),
+    "one name for all instances": (
+        SEVERAL | {"decode": {"args": ["--served-model-name=x"]}},
+        "args of ares-one-more-decode: --served-model-name is set by the chart: give the model its servedModelName",
+    ),
+    "a learner of several models": (SEVERAL | {"learner": {"enabled": True}}, "a learner is of one model"),
+    "a model that cannot decode": (
+        with_model(name="three", model="a", decode={"replicas": 0}),
+        "/models/2/decode/replicas",
+    ),
 }
 # Custom resources, whose schemas are no part of Kubernetes.
 CUSTOM = ("monitoring.coreos.com/v1", "keda.sh/v1alpha1")
@@ -221,3 +281,105 @@ def test_only_gateways_that_watch_may_ask_the_api_server(results: dict[str, dict
     for name in ("dns", "names"):
         gateway = pod(results[name], "Deployment", "ares-gateway")
         assert (gateway["serviceAccountName"], gateway["automountServiceAccountToken"]) == ("ares", False)
+
+
+def selected(result: dict[str, Any], selector: dict[str, Any]) -> set[str]:
+    """Return the workloads whose pods a selector takes."""
+    wanted = dict(selector.get("matchLabels", {} if "matchExpressions" in selector else selector))
+    among = {one["key"]: one["values"] for one in selector.get("matchExpressions", ())}
+    found = set()
+    for (kind, name), one in objects(result).items():
+        if kind in ("StatefulSet", "Deployment"):
+            labels = one["spec"]["template"]["metadata"]["labels"]
+            if wanted.items() <= labels.items() and all(labels.get(key) in among[key] for key in among):
+                found.add(name)
+    return found
+
+
+@pytest.mark.parametrize("name", ["by default", "everything", "several models"])
+def test_everything_selects_the_pods_of_its_own_model_and_role(results: dict[str, dict[str, Any]], name: str) -> None:
+    made = objects(results[name])
+    models = ("-one", "-one-more") if name == "several models" else ("",)
+    groups = {f"ares{model}-{role}" for model in models for role in ("prefill", "decode")}
+    gateway = {"ares-gateway"}
+    learner = {"ares-learner"} if name == "everything" else set()
+    assert {one for kind, one in made if kind == "StatefulSet"} == groups | learner
+    for group in groups:
+        assert selected(results[name], made["Service", group]["spec"]["selector"]) == {group}
+        assert selected(results[name], made["StatefulSet", group]["spec"]["selector"]) == {group}
+        assert selected(results[name], made["PodDisruptionBudget", group]["spec"]["selector"]) == {group}
+        assert made["StatefulSet", group]["spec"]["serviceName"] == group
+    assert selected(results[name], made["Service", "ares"]["spec"]["selector"]) == gateway
+    for model in models:
+        policy = made["NetworkPolicy", f"ares{model}-instances"]["spec"]
+        own = {f"ares{model}-prefill", f"ares{model}-decode"}
+        commands, kv = (one["from"][0]["podSelector"] for one in policy["ingress"][:2])
+        assert selected(results[name], policy["podSelector"]) == own
+        assert selected(results[name], commands) == gateway | learner
+        assert selected(results[name], kv) == own  # KV goes between instances of one model only
+
+
+def test_each_model_has_its_instances_and_the_gateway_finds_all(
+    results: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    several = results["several models"]
+    read = {}
+    for model in ("one", "one-more"):
+        for role in ("prefill", "decode"):
+            (container,) = pod(several, "StatefulSet", f"ares-{model}-{role}")["containers"]
+            given, left = parsed(container["args"])
+            replicas = objects(several)["StatefulSet", f"ares-{model}-{role}"]["spec"].get("replicas")
+            read[model, role] = (given["model"], given["drain_deadline"], left, replicas, container["resources"])
+            assert given["role"] == role
+    names, one_gpu = ["--served-model-name", "uno", "eins"], {"limits": {"nvidia.com/gpu": 1}}
+    assert read == {
+        ("one", "prefill"): ("org/one", 120, [*names, "--max-model-len=4096"], 1, one_gpu),
+        ("one", "decode"): ("org/one", 7, [*names, "--max-model-len=4096"], 3, {"limits": {"nvidia.com/gpu": 2}}),
+        ("one-more", "prefill"): ("/models/two", 120, ["--seed=1"], 2, one_gpu),
+        ("one-more", "decode"): ("/models/two", 7, ["--seed=0"], None, one_gpu),
+    }
+
+    file = tmp_path / "gateway.yaml"
+    file.write_text(objects(several)["ConfigMap", "ares-gateway"]["data"]["gateway.yaml"])
+    loaded = config.load(file)
+    one, two = loaded.of_models()
+    assert (one.model, one.names, one.slo_ttft_s) == ("org/one", ["uno", "eins"], 3)
+    assert (two.model, two.names, two.slo_ttft_s) == ("/models/two", ["/models/two"], 5)
+    groups = ["ares-one-prefill", "ares-one-decode", "ares-one-more-prefill", "ares-one-more-decode"]
+    assert loaded.service_discovery == [f"kubernetes:serving/{group}:http" for group in groups]
+    file.write_text(objects(results["several models by name"])["ConfigMap", "ares-gateway"]["data"]["gateway.yaml"])
+    counts = [range(count) for count in (1, 3, 2, 4)]  # the last as many as there may be
+    assert config.load(file).workers == [
+        f"http://{group}-{number}.{group}.serving.svc:8100"
+        for group, numbers in zip(groups, counts, strict=True)
+        for number in numbers
+    ]
+
+
+def test_models_scale_by_their_own_instances(results: dict[str, dict[str, Any]]) -> None:
+    def of(name: str) -> dict[str, Any]:
+        made = objects(results[name])
+        return {one: made[kind, one]["spec"] for kind, one in made if kind == "ScaledObject"}
+
+    assert set(of("several models")) == {"ares-one-more-decode"}
+    scaled = of("several models scaled")
+    for name, most, usage, model in (("one", 6, "0.7", "uno"), ("one-more", 4, "0.5", "/models/two")):
+        spec = scaled[f"ares-{name}-decode"]
+        assert spec["scaleTargetRef"]["name"] == f"ares-{name}-decode"
+        assert spec["maxReplicaCount"] == most
+        trigger = spec["triggers"][0]["metadata"]
+        assert trigger["threshold"] == usage
+        of_model = f'namespace="serving", model_name="{model}"'
+        assert trigger["query"] == (
+            f"avg(max by (exported_instance) (ares_instance_kv_usage_ratio{{{of_model}}}) "
+            f'and on (exported_instance) ares_instance_up{{{of_model}, role=~"decode|both"}})'
+        )
+    (alone,) = of("everything").values()
+    assert "model_name" not in alone["triggers"][0]["metadata"]["query"]
+
+
+def test_a_model_may_have_what_the_gateway_lets_it_have() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    allowed = schema["properties"]["models"]["items"]["properties"]["config"]["properties"]
+    own = set(several_models.OWN) | set(several_models.OVERRIDING)
+    assert set(allowed) == own - {"model", "served_model_name"}  # values of their own

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -100,6 +101,47 @@ def played_api_server(folder: Path, slices: list[dict[str, Any]]) -> Iterator[Pa
         thread.join(60)
 
 
+@contextlib.contextmanager
+def started(
+    result: dict[str, Any], groups: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Pod, dict[str, Pod]]]:
+    """Start a pod of each group of instances and a gateway; yield them when all of them are ready."""
+    secret = objects(result)["Secret", "ares-keys"]["stringData"]
+    configuration = yaml.safe_load(objects(result)["ConfigMap", "ares-gateway"]["data"]["gateway.yaml"])
+    with contextlib.ExitStack() as stack:
+        pods = {}
+        for group in groups:
+            name = f"{group}-0"
+            pods[name] = Pod(pod(result, "StatefulSet", group), name, folder, {}, secret)
+            stack.callback(pods[name].process.kill)
+        # Kubernetes names the ports of an endpoint as the Service does.
+        port_names = [objects(result)["Service", group]["spec"]["ports"][0]["name"] for group in groups]
+        slices = [
+            endpoint_slice(f"ares-{n}", LOOPBACK, ports=[{"name": name, "port": one.port}])
+            for n, (one, name) in enumerate(zip(pods.values(), port_names, strict=True))
+        ]
+        monkeypatch.setenv("KUBECONFIG", str(stack.enter_context(played_api_server(folder, slices))))
+        monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+        file = folder / "gateway.yaml"
+        replaced = {"/etc/ares/gateway.yaml": str(file)}
+        port = free_port(LOOPBACK)
+        file.write_text(yaml.safe_dump(configuration | {"host": LOOPBACK, "port": port}))
+        gateway = Pod(pod(result, "Deployment", "ares-gateway"), "ares-gateway", folder, replaced, secret)
+        stack.callback(gateway.process.kill)
+        gateway.port = port
+        for one in (*pods.values(), gateway):
+            one.until_ready()
+        deadline = time.monotonic() + 90
+        while {one["name"] for one in instances(gateway) if one["healthy"]} != {*pods}:  # it is ready when one decodes
+            assert time.monotonic() < deadline, gateway.log.read_text()
+            time.sleep(0.05)
+        yield gateway, pods
+
+
+def instances(gateway: Pod) -> list[dict[str, Any]]:
+    return list(json.loads(gateway.ask("/admin/v1/status"))["instances"])
+
+
 @pytest.mark.timeout(240)
 def test_what_the_chart_starts_serves_and_drains(
     model_folder: Path,  # noqa: F811
@@ -114,40 +156,45 @@ def test_what_the_chart_starts_serves_and_drains(
         "gateway": {"config": {"preset": "static-rr", "shutdown_timeout_s": 5}},
     }
     (result,) = helm([KEYS | values])
-    secret = objects(result)["Secret", "ares-keys"]["stringData"]
-    configuration = yaml.safe_load(objects(result)["ConfigMap", "ares-gateway"]["data"]["gateway.yaml"])
-    with contextlib.ExitStack() as stack:
-        pods = []
-        for role in ("prefill", "decode"):
-            pods.append(Pod(pod(result, "StatefulSet", f"ares-{role}"), f"ares-{role}-0", tmp_path, {}, secret))
-            stack.callback(pods[-1].process.kill)
-        # Kubernetes names the ports of an endpoint as the Service does.
-        port_names = [
-            objects(result)["Service", f"ares-{role}"]["spec"]["ports"][0]["name"] for role in ("prefill", "decode")
-        ]
-        slices = [
-            endpoint_slice(f"ares-{n}", LOOPBACK, ports=[{"name": name, "port": one.port}])
-            for n, (one, name) in enumerate(zip(pods, port_names, strict=True))
-        ]
-        monkeypatch.setenv("KUBECONFIG", str(stack.enter_context(played_api_server(tmp_path, slices))))
-        monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-        file = tmp_path / "gateway.yaml"
-        replaced = {"/etc/ares/gateway.yaml": str(file)}
-        port = free_port(LOOPBACK)
-        file.write_text(yaml.safe_dump(configuration | {"host": LOOPBACK, "port": port}))
-        gateway = Pod(pod(result, "Deployment", "ares-gateway"), "ares-gateway", tmp_path, replaced, secret)
-        stack.callback(gateway.process.kill)
-        gateway.port = port
-        for one in (*pods, gateway):
-            one.until_ready()
-        names: list[str] = []
-        while names != ["ares-decode-0", "ares-prefill-0"]:  # it is ready when one of them decodes
-            time.sleep(0.05)
-            names = sorted(one["name"] for one in json.loads(gateway.ask("/admin/v1/status"))["instances"])
+    with started(result, ["ares-prefill", "ares-decode"], tmp_path, monkeypatch) as (gateway, pods):
         reply = json.loads(gateway.ask("/v1/completions", {"prompt": "Once", "max_tokens": 4, "ignore_eos": True}))
         assert reply["usage"]["completion_tokens"] == 4
         assert "ARES_PORT is tcp://10.96.0.12:8000, which Kubernetes sets" in gateway.log.read_text()
-        for one in (gateway, *pods):
+        for one in (gateway, *pods.values()):
             one.process.send_signal(signal.SIGTERM)
-        for one in (gateway, *pods):
+        for one in (gateway, *pods.values()):
             assert one.process.wait(one.grace_s) in {0, -signal.SIGTERM}, one.log.read_text()
+
+
+@pytest.mark.timeout(240)
+def test_what_the_chart_starts_serves_several_models(
+    model_folder: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("kubernetes.aio", reason="needs the extra `discovery`")
+    second = shutil.copytree(model_folder, tmp_path / "second")
+    values = {
+        "models": [
+            {"name": "one", "model": str(model_folder), "servedModelName": ["uno", "eins"]},
+            {"name": "two", "model": str(second), "instances": {"args": ["--max-model-len=2048"]}},
+        ],
+        "prefill": {"replicas": 0},  # decode instances prefill, too
+        "instances": {"simulate": "llama-8b-rtx4090"},
+        "gateway": {"config": {"preset": "static-rr"}},
+    }
+    (result,) = helm([KEYS | values])
+    with started(result, ["ares-one-decode", "ares-two-decode"], tmp_path, monkeypatch) as (gateway, pods):
+        names = {one["name"]: one["model"] for one in instances(gateway)}
+        assert names == {"ares-one-decode-0": "uno", "ares-two-decode-0": str(second)}
+        for model, name in (("eins", "ares-one-decode-0"), (str(second), "ares-two-decode-0")):
+            before = {name: pods[name].ask("/metrics") for name in pods}
+            reply = json.loads(gateway.ask("/v1/completions", {"model": model, "prompt": "Once", "max_tokens": 4}))
+            assert reply["model"] == ("uno" if model == "eins" else model)
+            assert {one for one in pods if generated(pods[one].ask("/metrics")) > generated(before[one])} == {name}
+
+
+def generated(metrics: str) -> float:
+    lines = [line for line in metrics.splitlines() if line.startswith("vllm:generation_tokens_total")]
+    assert lines
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)

@@ -90,11 +90,11 @@ def test_a_switch_is_turned_off_as_vllm_has_it(parser: Any, tmp_path: Path) -> N
         ("model: some/model\n", "model: leave it out, and give --model to the `ares` command"),
         ("port: 8000\n", "port: leave it out"),
         ("config: other.yaml\n", "config: leave it out"),
-        ("seed: 1\nseed: 2\n", "seed is given twice"),
+        ("seed: 1\nseed: 2\n", "line 2: seed is given twice"),
         ("max-model-len: 1\nmax_model_len: 2\n", "max_model_len is given twice"),
         ("hf-overrides: {since: 2026-01-01}\n", "hf-overrides: .*date is not JSON"),
         ("hf-overrides: {2026-01-01: 1}\n", "hf-overrides: .*not datetime.date"),
-        ("hf-overrides: &all {all: *all}\n", "hf-overrides: .*Circular reference"),
+        ("hf-overrides: &all {all: *all}\n", r"line 1: \*all stands for what it is a part of"),
     ],
 )
 def test_a_file_that_cannot_be_used(tmp_path: Path, text: str, message: str) -> None:

@@ -33,13 +33,13 @@ _SIZES: dict[str, Any] = {
 }
 
 
-def build(folder: Path) -> Path:
-    """Write the model into `folder`, which must exist."""
+def build(folder: Path, **sizes: int) -> Path:
+    """Write the model into `folder`, which must exist; `sizes` replace its own."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    return _write(folder, LlamaForCausalLM(LlamaConfig(**_SIZES)))
+    return _write(folder, LlamaForCausalLM(LlamaConfig(**{**_SIZES, **sizes})))
 
 
 def build_hybrid(folder: Path) -> Path:
@@ -57,7 +57,7 @@ def _write(folder: Path, network: Any) -> Path:
     import torch
 
     source = model.resolve(model.DEFAULT_MODEL)
-    _write_tokenizer(source / "tokenizer.json", folder / "tokenizer.json")
+    _write_tokenizer(source / "tokenizer.json", folder / "tokenizer.json", network.config.vocab_size)
     for name in ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
         if (source / name).exists():
             shutil.copy(source / name, folder)
@@ -69,10 +69,10 @@ def _write(folder: Path, network: Any) -> Path:
     return folder
 
 
-def _write_tokenizer(source: Path, target: Path) -> None:
+def _write_tokenizer(source: Path, target: Path, size: int) -> None:
     """Write the first tokens of a byte-level BPE tokenizer, whose ids are in the order of its merges."""
     tokenizer = json.loads(source.read_text())
     model = tokenizer["model"]
-    model["vocab"] = {token: number for token, number in model["vocab"].items() if number < VOCABULARY}
+    model["vocab"] = {token: number for token, number in model["vocab"].items() if number < size}
     model["merges"] = [pair for pair in model["merges"] if "".join(pair) in model["vocab"]]
     target.write_text(json.dumps(tokenizer))

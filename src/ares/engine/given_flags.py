@@ -5,15 +5,13 @@ before vLLM is imported, need to know what stands there: all `ares` commands tha
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ares.text_files import TextFileError, read_text
-from ares.yaml_errors import MALFORMED
+from ares.yaml_text import MALFORMED, YamlError, parse
 
 _SUFFIXES = (".yaml", ".yml")
 _LINES = "should be lines such as `max-model-len: 4096`"
@@ -127,16 +125,16 @@ def _flags_of(file: str) -> list[str]:
     if not file.endswith(_SUFFIXES):
         raise FlagFileError(f"--config {file}: expected a file whose name ends in .yaml or .yml")
     try:
-        text = read_text(Path(file))
-        read: Any = yaml.safe_load(text)
-        twice = _given_twice(text)
+        read: Any = parse(read_text(Path(file)))
     except TextFileError as error:
         raise FlagFileError(f"--config {error}") from None
+    except YamlError as error:
+        raise FlagFileError(f"--config {file}: {error}") from None
     except MALFORMED as error:
         raise FlagFileError(f"--config {file}: {_LINES} ({' '.join(str(error).split())})") from None
     if not isinstance(read, dict) or not all(isinstance(name, str) for name in read):
         raise FlagFileError(f"--config {file}: {_LINES}")
-    if twice is not None:
+    if (twice := _given_twice(read)) is not None:
         raise FlagFileError(f"--config {file}: {twice} is given twice: leave one out")
     for name in read:
         if name in _OPTIONS:
@@ -145,20 +143,19 @@ def _flags_of(file: str) -> list[str]:
     for name, value in read.items():
         try:
             flags += _words(name, value)
-        except MALFORMED as error:  # JSON has no dates, and nothing that holds itself
+        except MALFORMED as error:  # JSON has no dates
             raise FlagFileError(f"--config {file}: {name}: {error}") from None
     return flags
 
 
-def _given_twice(text: str) -> str | None:
-    """Return a name that stands twice at the top of a file, spelt the same or not: YAML, or vLLM, drops the first."""
-    top = yaml.compose(text, Loader=yaml.SafeLoader)
+def _given_twice(names: Iterable[str]) -> str | None:
+    """Return a name that is given with dashes and with underscores: vLLM would drop the first."""
     seen: set[str] = set()
-    for key, _ in top.value if isinstance(top, yaml.MappingNode) else ():
-        name = str(key.value).replace("_", "-")
-        if name in seen:
-            return str(key.value)
-        seen.add(name)
+    for name in names:
+        dashed = name.replace("_", "-")
+        if dashed in seen:
+            return name
+        seen.add(dashed)
     return None
 
 

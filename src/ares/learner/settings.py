@@ -5,16 +5,22 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
-from pydantic_settings import YamlConfigSettingsSource as Yaml
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
+from ares import yaml_text
 from ares.learner.errors import LearnerError
 from ares.logs import Format, Level
+from ares.text_files import TextFileError
 from ares.variables import LEARNER_PREFIX as PREFIX
 from ares.variables import has_other_use
-from ares.yaml_errors import MALFORMED
+from ares.yaml_text import MALFORMED, YamlError
 
 _Positive = Annotated[int, Field(ge=1)]
 _Seconds = Annotated[float, Field(gt=0)]
@@ -157,7 +163,7 @@ def load(file: Path | None = None, given: dict[str, Any] | None = None) -> Learn
             dotenv_settings: PydanticBaseSettingsSource,
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return init_settings, env_settings, Yaml(settings_cls, yaml_file=file)
+            return init_settings, env_settings, InitSettingsSource(settings_cls, yaml_text.settings(file))
 
     if file is not None and not file.is_file():
         raise LearnerError(f"{file}: no such file")
@@ -168,6 +174,10 @@ def load(file: Path | None = None, given: dict[str, Any] | None = None) -> Learn
         raise LearnerError(_message(error)) from None
     except SettingsError as error:
         raise LearnerError(str(error.__cause__ or error)) from None
+    except TextFileError as error:
+        raise LearnerError(str(error)) from None
+    except YamlError as error:
+        raise LearnerError(f"{file}: {error}") from None
     except MALFORMED as error:
         raise LearnerError(f"{file}: should be lines such as `threads: 2` ({error})") from error
 
@@ -181,7 +191,7 @@ def assignments(texts: list[str]) -> dict[str, Any]:
         if not equals or not name:
             raise LearnerError(f"--set {text!r}: expected NAME=VALUE, such as --set first_outputs=500")
         try:
-            found[name] = yaml.safe_load(value)
+            found[name] = yaml_text.parse(value)
         except MALFORMED as error:
             raise LearnerError(f"--set {text!r}: {error}") from error
     return found

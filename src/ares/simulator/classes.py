@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ares.objectives import ServiceClass, seconds
 from ares.simulator.state import State
 from ares.text_files import TextFileError, read_text
-from ares.yaml_errors import MALFORMED
+from ares.yaml_text import MALFORMED, parse
 
 DEFAULT = "default"
 # Keeps the draw of classes independent of those of lengths and prediction errors with the same seed.
@@ -39,7 +38,7 @@ class ClassesError(ValueError):
 def read_classes(path: Path) -> dict[str, SimulatedClass]:
     """Return the classes of a YAML file; ClassesError where it cannot be used, with the reason."""
     try:
-        classes = _File.model_validate(yaml.safe_load(read_text(path))).classes
+        classes = _File.model_validate(parse(read_text(path))).classes
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"

@@ -1,16 +1,27 @@
 """The Grafana dashboard that ships asks for metrics that exist, by labels that they have."""
 
 import contextlib
+import http.server
 import json
 import re
+import shutil
+import subprocess
+import threading
+import time
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client import Metric
+import yaml
+from prometheus_client import CollectorRegistry, Metric
+from prometheus_client.parser import text_string_to_metric_families
 
+from ares.free_ports import free_port
 from ares.gateway.records.metrics import Metrics
+from ares.gateway.records.model_label import exposition
+from ares.terminal.http_client import open_direct
 
 FILE = Path(__file__).parents[3] / "grafana" / "ares.json"
 # Prometheus' own, of the scraped target; ours of the same name becomes `exported_instance`.
@@ -30,14 +41,18 @@ def expressions(board: dict[str, Any]) -> Iterator[str]:
             yield variable["query"]["query"]
 
 
-def exported() -> list[Metric]:
-    """Every metric of the gateway, with a sample of each of its series."""
+def filled() -> CollectorRegistry:
+    """Every metric of a model's gateway, with a sample of each of its series."""
     metrics = Metrics()
     for metric in vars(metrics).values():
         for count in range(1, 5):  # a metric takes exactly as many values as it has labels
             with contextlib.suppress(AttributeError, ValueError):
                 metric.labels(*["x"] * count)
-    found = list(metrics.registry.collect())
+    return metrics.registry
+
+
+def exported() -> list[Metric]:
+    found = list(filled().collect())
     assert all(metric.samples for metric in found)
     return found
 
@@ -47,9 +62,9 @@ def labels_of(metric: Metric) -> list[str]:
 
 
 def known() -> dict[str, set[str]]:
-    """The labels of every sample that the gateway can export, by its name."""
+    """The labels of every sample that a gateway of several models can export, by its name."""
     samples: dict[str, set[str]] = {}
-    for metric in exported():
+    for metric in text_string_to_metric_families(exposition({"one": filled(), "two": filled()})):
         for sample in metric.samples:
             if not sample.name.endswith("_created"):
                 labels = {"exported_instance" if name == "instance" else name for name in sample.labels}
@@ -70,6 +85,115 @@ def test_every_metric_and_label_exists(board: dict[str, Any]) -> None:
     # Whatever is exported is on it.
     families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in samples}
     assert {re.sub(r"_(bucket|sum|count)$", "", name) for name in asked} == families
+
+
+def test_what_is_of_a_model_is_shown_by_model(board: dict[str, Any]) -> None:
+    samples = known()
+    for text, legend in [(one["expr"], one["legendFormat"]) for p in board["panels"] for one in p.get("targets", [])]:
+        asked = re.findall(r"\b(ares_\w+)\{([^}]*)\}", text)
+        assert asked, text
+        of_models = {name for name, _ in asked if "model_name" in samples[name]}
+        assert of_models in (set(), {name for name, _ in asked}), text
+        if of_models:
+            assert all('model_name=~"$model"' in selector for _, selector in asked), text
+            aggregated = re.findall(r"\b(?:sum|max|min|avg|count)\b(?: by \(([^)]*)\))?", text)
+            assert all("model_name" in labels for labels in aggregated), text
+            assert "{{model_name}}" in legend
+    assert "model" in {variable["name"] for variable in board["templating"]["list"]}
+
+
+@contextlib.contextmanager
+def targets(pages: dict[str, str]) -> Iterator[int]:
+    """Serve metrics by the name of a job; yield the port."""
+
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/plain; version=0.0.4")
+            self.end_headers()
+            self.wfile.write(pages[self.path[1:]].encode())
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class Prometheus:
+    """A Prometheus that runs, and how Grafana asks it."""
+
+    def __init__(self, port: int, log: Path) -> None:
+        self._url = f"http://127.0.0.1:{port}/api/v1/"
+        self._log = log
+
+    def ask(self, path: str, **parameters: str) -> Any:
+        with open_direct(f"{self._url}{path}?{urllib.parse.urlencode(parameters)}", timeout=30) as reply:
+            body = json.loads(reply.read())
+        assert body["status"] == "success", body
+        return body["data"]
+
+    def found(self, expression: str, **variables: str) -> list[dict[str, str]]:
+        """Return the labels of what a panel shows; waits until there is something, for at most a minute."""
+        for name, value in ({"__rate_interval": "1m", "instance": ".*"} | variables).items():
+            expression = expression.replace(f"${name}", value)
+        deadline = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(OSError):
+                if results := self.ask("query", query=expression)["result"]:
+                    return [dict(one["metric"]) for one in results]
+            assert time.monotonic() < deadline, f"no data: {expression}\n{self._log.read_text()}"
+            time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def prometheus(folder: Path, jobs: list[str], target: int) -> Iterator[Prometheus]:
+    scraped = [
+        {"job_name": job, "metrics_path": f"/{job}", "static_configs": [{"targets": [f"127.0.0.1:{target}"]}]}
+        for job in jobs
+    ]
+    file, log, port = folder / "prometheus.yml", folder / "log", free_port("127.0.0.1")
+    file.write_text(yaml.safe_dump({"global": {"scrape_interval": "1s"}, "scrape_configs": scraped}))
+    flags = ["--storage.tsdb.path", str(folder / "data"), "--web.listen-address", f"127.0.0.1:{port}"]
+    with log.open("w") as sink:
+        process = subprocess.Popen(["prometheus", "--config.file", file, *flags], stdout=sink, stderr=sink)
+    try:
+        yield Prometheus(port, log)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed")
+def test_prometheus_has_data_for_every_panel_and_mixes_no_models(board: dict[str, Any], tmp_path: Path) -> None:
+    pages = {"several": exposition({"one": filled(), "two": filled()}), "alone": exposition({"one": filled()})}
+    samples = known()
+    with targets(pages) as target, prometheus(tmp_path, [*pages], target) as running:
+        panels = [one["expr"] for p in board["panels"] for one in p.get("targets", [])]
+        assert len(panels) > 40
+        for text in panels:
+            of_models = "model_name" in samples[re.findall(r"\bares_\w+", text)[0]]
+            for chosen, shown in ((".*", {"one", "two"}), ("one", {"one"}), ("(one|two)", {"one", "two"})):
+                found = running.found(text, job="several", model=chosen)
+                assert {one.get("model_name") for one in found} == (shown if of_models else {None}), text
+            # A gateway of one model has no such label, and the variable then no values but `All`.
+            assert {one.get("model_name") for one in running.found(text, job="alone", model=".*")} == {None}
+        for name, match, label in (
+            ("model", 'ares_active_requests{job=~"several"}', "model_name"),
+            ("instance", 'ares_instance_up{job=~"several", model_name=~"one"}', "exported_instance"),
+        ):
+            (variable,) = (one for one in board["templating"]["list"] if one["name"] == name)
+            asked = variable["query"]["query"].replace("$job", "several").replace("$model", "one")
+            assert asked == f"label_values({match}, {label})"
+            expected = ["one", "two"] if name == "model" else ["x"]
+            assert running.ask(f"label/{label}/values", **{"match[]": match}) == expected
 
 
 def test_panels_and_variables(board: dict[str, Any]) -> None:

@@ -15,6 +15,9 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 app.kubernetes.io/name: ares
 app.kubernetes.io/instance: {{ .root.Release.Name }}
 app.kubernetes.io/component: {{ .component }}
+{{- with .model }}
+ares-model: {{ . }}
+{{- end }}
 {{- end }}
 
 {{- define "ares.image" -}}
@@ -26,33 +29,103 @@ app.kubernetes.io/component: {{ .component }}
 {{ .Values.keys.existingSecret | default (printf "%s-keys" (include "ares.name" .)) }}
 {{- end }}
 
-{{/* Of a role: the values of all instances, and its own over them. */}}
-{{- define "ares.instances" -}}
-{{ mergeOverwrite (deepCopy .root.Values.instances) (deepCopy (index .root.Values .role)) | toYaml }}
+{{/* The models, as `models` has them; the only one has no name: nothing of a release of one model has its label. */}}
+{{- define "ares.models" -}}
+{{ .Values.models | default (list (dict "name" "" "model" (.Values.model | default "HuggingFaceTB/SmolLM2-135M-Instruct"))) | toYaml }}
 {{- end }}
 
-{{/* How many instances of a role there can be: with `discovery: names` the gateway looks for all of them. */}}
-{{- define "ares.most" -}}
-{{- $autoscaling := .root.Values.autoscaling -}}
-{{ if and $autoscaling.kind (eq .role "decode") }}{{ $autoscaling.maxReplicas }}{{ else }}{{ (index .root.Values .role).replicas }}{{ end }}
-{{- end }}
-
-{{- define "ares.workers" -}}
+{{/*
+Each group of instances, of one role of one model: its name, how it scales, and its values. The values of all instances
+come first, then those of the role, then the model's own, and then those of the model's role.
+*/}}
+{{- define "ares.groups" -}}
+{{- range $entry := include "ares.models" . | fromYamlArray }}
 {{- range $role := list "prefill" "decode" }}
-{{- $name := printf "%s-%s" (include "ares.name" $) $role }}
-{{- range $number := until (int (include "ares.most" (dict "root" $ "role" $role))) }}
-- http://{{ $name }}-{{ $number }}.{{ $name }}.{{ $.Release.Namespace }}.svc:{{ $.Values.ports.http }}
+{{- $values := mergeOverwrite (deepCopy $.Values.instances) (deepCopy (index $.Values $role)) (deepCopy ($entry.instances | default dict)) (deepCopy (index $entry $role | default dict)) }}
+{{- $scaling := mergeOverwrite (deepCopy $.Values.autoscaling) (deepCopy ($entry.autoscaling | default dict)) }}
+{{- if or (not $scaling.kind) (ne $role "decode") }}
+{{- $scaling = dict }}
+{{- end }}
+{{- $name := compact (list (include "ares.name" $) $entry.name $role) | join "-" }}
+- {{ dict "name" $name "role" $role "entry" $entry "values" $values "scaling" $scaling | toJson }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* With `discovery: names` the gateway looks for all instances that there can be. */}}
+{{- define "ares.workers" -}}
+{{- range $group := include "ares.groups" . | fromYamlArray }}
+{{- range $number := until (int ($group.scaling.maxReplicas | default $group.values.replicas)) }}
+- http://{{ $group.name }}-{{ $number }}.{{ $group.name }}.{{ $.Release.Namespace }}.svc:{{ $.Values.ports.http }}
 {{- end }}
 {{- end }}
 {{- end }}
 
 {{- define "ares.sources" -}}
-{{- range $role := list "prefill" "decode" }}
-{{- $service := printf "%s-%s" (include "ares.name" $) $role }}
+{{- range $group := include "ares.groups" . | fromYamlArray }}
 {{- if eq $.Values.discovery "dns" }}
-- dns:{{ $service }}.{{ $.Release.Namespace }}.svc:{{ $.Values.ports.http }}
+- dns:{{ $group.name }}.{{ $.Release.Namespace }}.svc:{{ $.Values.ports.http }}
 {{- else }}
-- kubernetes:{{ $.Release.Namespace }}/{{ $service }}:http
+- kubernetes:{{ $.Release.Namespace }}/{{ $group.name }}:http
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* What the gateway is told of the models. */}}
+{{- define "ares.served" -}}
+{{- if .Values.models }}
+models:
+{{- range .Values.models }}
+{{- $own := dict "model" .model }}
+{{- with .servedModelName }}
+{{- $_ := set $own "served_model_name" . }}
+{{- end }}
+- {{ merge $own (.config | default dict) | toJson }}
+{{- end }}
+{{- else }}
+{{- range include "ares.models" . | fromYamlArray }}
+model: {{ .model | toJson }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* What values.schema.json cannot say of `models`. */}}
+{{- define "ares.check" -}}
+{{- if and .Values.models .Values.model }}
+{{- fail "model has no effect beside models: leave one of them out" }}
+{{- end }}
+{{- if and .Values.models .Values.learner.enabled }}
+{{- fail "learner.enabled: a learner is of one model, and models are several: start learners yourself (docs/learning.md)" }}
+{{- end }}
+{{- $names := dict }}
+{{- range $number, $entry := .Values.models }}
+{{- $of := printf "models.%d" $number }}
+{{- if gt (add (len (include "ares.name" $)) (len $entry.name)) 43 }}
+{{- fail (printf "%s.name: %s is too long after %s: both together may have 43 characters" $of $entry.name (include "ares.name" $)) }}
+{{- end }}
+{{- if hasKey $names (printf "name %s" $entry.name) }}
+{{- fail (printf "%s.name: two models are called %s" $of $entry.name) }}
+{{- end }}
+{{- $_ := set $names (printf "name %s" $entry.name) true }}
+{{- range $served := $entry.servedModelName | default (list $entry.model) }}
+{{- if hasKey $names (printf "served %s" $served) }}
+{{- fail (printf "%s: %s is served twice: give servedModelName, names that no other model has" $of $served) }}
+{{- end }}
+{{- $_ := set $names (printf "served %s" $served) true }}
+{{- end }}
+{{- end }}
+{{- if .Values.models }}
+{{- range $setting := list "models" "served_model_name" "tokenizer" "record" "decision_log" }}
+{{- if hasKey $.Values.gateway.config $setting }}
+{{- fail (printf "gateway.config.%s has no effect beside models: give it to one of them" $setting) }}
+{{- end }}
+{{- end }}
+{{- range $group := include "ares.groups" . | fromYamlArray }}
+{{- range $argument := $group.values.args }}
+{{- if or (hasPrefix "--served-model-name" $argument) (hasPrefix "--served_model_name" $argument) }}
+{{- fail (printf "args of %s: --served-model-name is set by the chart: give the model its servedModelName" $group.name) }}
+{{- end }}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- end }}

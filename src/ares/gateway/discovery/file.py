@@ -10,12 +10,10 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ares.gateway.discovery.base import SourceError, checked
 from ares.gateway.tuning import DEFAULT, Tuning
 from ares.instance_sources import http_url
-from ares.yaml_errors import MALFORMED
+from ares.yaml_text import MALFORMED, YamlError, parse
 
 # As llm-d's limit.
 _MAXIMUM_BYTES = 1 << 20
@@ -56,7 +54,7 @@ class FileSource:
                 raise SourceError(f"{self._path}: no such file")
             unchanged, self._seen = self._seen in (version, None), version
             if unchanged and version != read:
-                yield await asyncio.to_thread(self._read)
+                yield await asyncio.to_thread(read_urls, self._path)
                 read = version
             await asyncio.sleep(self._period_s)
 
@@ -68,23 +66,23 @@ class FileSource:
             return None
         return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
-    def _read(self) -> list[str]:
-        try:
-            # A pipe or a device would block, or never end.
-            with open(self._path, "rb", opener=_without_waiting) as file:
-                data = file.read(_MAXIMUM_BYTES + 1)
-        except OSError as error:
-            raise SourceError(f"{self._path}: {error.strerror or error}") from None
-        if len(data) > _MAXIMUM_BYTES:
-            raise SourceError(f"{self._path}: it is larger than {_MAXIMUM_BYTES >> 20} MiB")
-        try:
-            document = yaml.safe_load(data)
-        except MALFORMED as error:
-            raise SourceError(f"{self._path}: {_first_line(error)}") from None
-        try:
-            return checked(urls(document))
-        except SourceError as error:
-            raise SourceError(f"{self._path}: {error}") from None
+
+def read_urls(path: Path) -> list[str]:
+    """Return the URLs of a file in either form; SourceError says what is wrong with it."""
+    try:
+        # A pipe or a device would block, or never end.
+        with open(path, "rb", opener=_without_waiting) as file:
+            data = file.read(_MAXIMUM_BYTES + 1)
+    except OSError as error:
+        raise SourceError(f"{path}: {error.strerror or error}") from None
+    if len(data) > _MAXIMUM_BYTES:
+        raise SourceError(f"{path}: it is larger than {_MAXIMUM_BYTES >> 20} MiB")
+    try:
+        return checked(urls(parse(data)))
+    except (SourceError, YamlError) as error:
+        raise SourceError(f"{path}: {error}") from None
+    except MALFORMED as error:
+        raise SourceError(f"{path}: {_first_line(error)}") from None
 
 
 def _without_waiting(path: str, flags: int) -> int:

@@ -45,7 +45,7 @@ from ares.policy.registry import Registry
 from ares.policy.roles import ROLE_POLICIES, Roles, plan_roles
 from ares.policy.settings import make_settings
 from ares.text_files import TextFileError, read_lines
-from ares.yaml_errors import WRONG_VALUES
+from ares.yaml_text import WRONG_VALUES
 
 
 class ReplayError(ValueError):
