@@ -515,6 +515,9 @@ class Session:
         source = self._movable_segment()
         record = MigrationRecord(request_id=self.id, source=source.instance.name, target=target.name, reason=reason)
         handover = self._handover = Handover(source, target, record)
+        key = self.placement.next_key()
+        if target.state.hello is not None and target.state.hello.expects:
+            await target.control.expect(key, self.tuning.expect_s)
         kv_transfer_params = await self._cut_source(handover)
         if kv_transfer_params is None:
             return record
@@ -522,7 +525,6 @@ class Session:
             await handover.until_source_relayed()
         if handover.ended:
             return record
-        key = self.placement.next_key()
         await self._start_target(handover, kv_transfer_params, key)
         await handover.until_ended()
         if handover.state is HandoverState.MOVED:
