@@ -1,6 +1,6 @@
-"""The gateway as the ingress of an application: its own ASGI application, in the replica that Serve sends requests to."""
+"""The gateway as the ingress of an application: its ASGI application, in the replica that Serve sends requests to."""
 
-import logging
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,8 +12,6 @@ from ares.gateway.http.app import build
 from ares.gateway.http.responses import DirectSend
 from ares.models import resolve as models
 from ares.parsers.loading import load as load_parsers
-
-logger = logging.getLogger(__name__)
 
 
 class Ingress:
@@ -38,6 +36,11 @@ class Ingress:
         source = f"ray:{serve.get_replica_context().app_name}"
         given = {**self._settings, "service_discovery": [*self._settings.get("service_discovery", ()), source]}
         config = configuration.load(**given)
+        if config.admin_key is None and os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1":
+            raise configuration.ConfigError(
+                "behind Serve's HAProxy every client seems to be on loopback, which admin routes answer without a key: "
+                "set ARES_ADMIN_KEY in runtime_env"
+            )
         logs.configure(config.log_format, config.log_level)
         folder = models.resolve(config.model, weights=False)
         return WithoutPrefix(DirectSend(build(config, folder, parsers=load_parsers(config, folder))))

@@ -38,7 +38,7 @@ class Instance:
         The process has not started; Serve tries again.
     """
 
-    async def __init__(
+    async def __init__(  # type: ignore[misc] # Serve awaits it
         self, role: str, arguments: Sequence[str], start_timeout_s: float, drain_s: float, directory: Any
     ) -> None:
         import ray
@@ -50,6 +50,7 @@ class Instance:
         name = f"{role}-{serve.get_replica_context().replica_tag}"
         self._url = http_url(host, port)
         self._directory, self._drain_s = directory, drain_s
+        self._announcing: asyncio.Task[None] | None = None
         self._process = InstanceProcess(
             [
                 *("worker", "--role", role, "--name", name, "--host", host, "--drain-deadline", str(drain_s)),
@@ -67,7 +68,8 @@ class Instance:
 
     async def __del__(self) -> None:
         """Drain and end the process (Serve calls this when it stops a replica)."""
-        self._announcing.cancel()
+        if self._announcing is not None:  # else it is stopped while it starts
+            self._announcing.cancel()
         await self._process.stop(self._drain_s + END_S)
         with contextlib.suppress(Exception):  # the directory forgets it by itself
             async with asyncio.timeout(_ANSWER_S):

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import aiohttp
 
+# Loaded before the fork: a child of a process with threads had better load nothing.
+_LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 _POLL_S = 0.1
 _ANSWER_S = 1.0
@@ -74,10 +76,8 @@ class InstanceProcess:
     async def stop(self, timeout_s: float) -> None:
         """Let it drain and end, and kill what is left of it after this time."""
         self._popen.terminate()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                while self._popen.poll() is None:
-                    await asyncio.sleep(_POLL_S)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            await asyncio.to_thread(self._popen.wait, timeout_s)
         self.kill()
 
     def kill(self) -> None:
@@ -103,5 +103,8 @@ class InstanceProcess:
 
 
 def _end_with_parent() -> None:
-    """Ask the kernel for a SIGTERM if the actor is killed: its requests then move to other instances."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    """Ask the kernel for a SIGTERM when the thread that has started it ends, as when its actor is killed.
+
+    Its requests then move to other instances, and it ends.
+    """
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

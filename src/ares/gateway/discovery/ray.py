@@ -26,6 +26,7 @@ class RaySource:
         self._application = application
         self._tuning = tuning
         self._known: list[str] = []
+        self._directory: Any = None
 
     async def states(self) -> AsyncGenerator[list[str]]:
         """Yield all URLs now, and when they have changed; SourceError where the directory does not answer."""
@@ -40,12 +41,16 @@ class RaySource:
             await asyncio.sleep(self._tuning.ray_period_s)
 
     async def _ask(self) -> tuple[list[str], bool]:
+        import ray
         from ray import serve
 
         try:
             async with asyncio.timeout(self._tuning.ray_answer_s):
-                handle: Any = serve.get_deployment_handle("Directory", self._application)
-                urls, complete = await handle.urls.remote()
+                if not ray.is_initialized():  # a gateway outside of the application
+                    await asyncio.to_thread(ray.init, "auto", log_to_driver=False, configure_logging=False)
+                if self._directory is None:
+                    self._directory = serve.get_deployment_handle("Directory", self._application)
+                urls, complete = await self._directory.urls.remote()
                 return urls, complete
         except TimeoutError:
             raise SourceError(f"its directory has not answered for {self._tuning.ray_answer_s:g} s") from None
