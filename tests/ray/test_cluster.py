@@ -151,11 +151,17 @@ async def test_streams_outlive_a_raylet_and_its_instances_start_on_another_one(
 
 
 def test_an_application_that_does_not_fit_is_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(CapacityError, match=r"9 decode instances with 1 CPUs and 0 GPUs each.*only 3 do"):
+    with pytest.raises(
+        CapacityError,
+        match=r"decode instances: 9 with 1 CPUs and 0 GPUs each, at most 1 on a node do not fit, only 3 do",
+    ):
         clusters.run(**{**settings, "decode": 9})
 
 
 def test_an_instance_that_cannot_start_says_why(settings: dict[str, Any]) -> None:
-    with pytest.raises(RuntimeError), clusters.application(**{**settings, "flags": "--no-such-flag"}):
+    with (
+        pytest.raises(RuntimeError),
+        clusters.application(**{**settings, "prefill": 0, "decode": 1, "flags": "--no-such-flag"}),
+    ):
         pytest.fail("it runs")
     assert "--no-such-flag" in clusters.message()

@@ -68,10 +68,16 @@ def _instances(settings: Settings, name: str, role: Any, count: int, directory: 
 
 def _needs(settings: Settings) -> list[Need]:
     found = [
-        Need(f"{count} {role} instances", count, settings.cpus, settings.instance_gpus(role), settings.per_node)
+        Need(
+            "prefill instances" if role == "prefill" else "decode instances",
+            count,
+            settings.cpus,
+            settings.instance_gpus(role),
+            settings.per_node,
+        )
         for _, role, count in settings.roles()
     ]
-    return [*found, Need(f"{settings.gateways} gateways", settings.gateways, 1, 0, None)]
+    return [*found, Need("gateways", settings.gateways, 1, 0, None)]
 
 
 def _nodes() -> list[Node]:

@@ -46,14 +46,14 @@ def check(needs: Sequence[Need], nodes: Sequence[Node]) -> None:
         if room < need.count:
             limit = f", at most {need.per_node} on a node" if need.per_node is not None else ""
             raise CapacityError(
-                f"{need.what} with {need.cpus:g} CPUs and {need.gpus:g} GPUs each{limit} do not fit, only {room:g} do: "
-                f"{add}"
+                f"{need.what}: {need.count} with {need.cpus:g} CPUs and {need.gpus:g} GPUs each{limit} do not fit, "
+                f"only {room:g} do: {add}"
             )
-    for what in ("cpus", "gpus"):
+    for what, name in (("cpus", "CPUs"), ("gpus", "GPUs")):
         wanted = sum(need.count * getattr(need, what) for need in needs)
         has = sum(getattr(node, what) for node in nodes)
         if wanted > has:
             raise CapacityError(
-                f"{', '.join(need.what for need in needs)} need {wanted:g} {what.upper()[:-1]}s together, and the "
+                f"{' and '.join(need.what for need in needs)} need {wanted:g} {name} together, and the "
                 f"cluster has {has:g}: {add}"
             )
