@@ -1,10 +1,12 @@
 """A Ray cluster of several raylets on this machine, and an application of ours in it."""
 
+import asyncio
 import itertools
 import json
 import signal
+import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +15,18 @@ import psutil
 import ray
 from ray import serve
 from ray.cluster_utils import Cluster
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeDeploySchema
 
 from ares.free_ports import free_port
-from ares.ray.app import build
-from ares.ray.settings import Settings
+from tests.waiting import eventually_found
 
 APPLICATION = "ares"
+START_S = 180.0
+
+
+class DeploymentError(Exception):
+    """Serve has given an application up; the message is what it says of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +52,7 @@ def raylet_of(node: Any) -> int:
 
 @contextmanager
 def raylets(count: int, cpus: int) -> Iterator[Cluster]:
-    """Start a cluster with this many raylets, and Serve in it, whose endpoint is `url()`."""
+    """Start a cluster with this many raylets, and Serve in it, without an application."""
     arguments = node(cpus)
     cluster = Cluster(initialize_head=True, head_node_args={"include_dashboard": False, **arguments})
     try:
@@ -61,34 +69,55 @@ def raylets(count: int, cpus: int) -> Iterator[Cluster]:
         cluster.shutdown()
 
 
-@contextmanager
-def application(**settings: Any) -> Iterator[str]:
-    """Run the application until it is ready; yield its URL."""
-    prefix = settings.pop("route_prefix", "/")
+@asynccontextmanager
+async def application(*, route_prefix: str = "/", **arguments: Any) -> AsyncIterator[str]:
+    """Deploy the application, wait until it can decode, and yield its URL."""
     try:
-        run(prefix, **settings)
-        yield url(prefix)
+        deploy(route_prefix=route_prefix, **arguments)
+        http = _get_global_client().http_config
+        url = f"http://{http.host}:{http.port}{route_prefix.rstrip('/')}"
+        await eventually_found(lambda: _is_ready(url))
+        yield url
     finally:
-        serve.delete(APPLICATION)
+        await asyncio.to_thread(serve.delete, APPLICATION)
 
 
-def message() -> str:
-    """Return what Serve says of the application's deployments."""
-    application = serve.status().applications[APPLICATION]
-    return "\n".join([application.message, *(one.message for one in application.deployments.values())])
+def deploy(*, route_prefix: str = "/", replicas: dict[str, int] | None = None, **arguments: Any) -> None:
+    """Deploy the application, or change it, as `serve deploy` does with a file, and wait until it runs.
+
+    Parameters
+    ----------
+    replicas
+        `num_replicas` of deployments that the file overrides.
+
+    Raises
+    ------
+    DeploymentError
+        Serve has given up.
+    """
+    config = {
+        "name": APPLICATION,
+        "route_prefix": route_prefix,
+        "import_path": "ares.ray.app:build",
+        "args": arguments,
+        "deployments": [{"name": name, "num_replicas": count} for name, count in (replicas or {}).items()],
+    }
+    _get_global_client().deploy_apps(ServeDeploySchema.model_validate({"applications": [config]}))
+    until = time.monotonic() + START_S
+    while time.monotonic() < until:
+        found = serve.status().applications[APPLICATION]
+        text = "\n".join([found.message, *(one.message for one in found.deployments.values())])
+        if found.status == "RUNNING":
+            return
+        if found.status == "DEPLOY_FAILED":
+            raise DeploymentError(text)
+        time.sleep(0.1)
+    raise TimeoutError(text)
 
 
-def run(prefix: str = "/", **settings: Any) -> None:
-    """Deploy the application, or change it, and wait until it runs."""
-    serve.run(build(Settings(**settings)), name=APPLICATION, route_prefix=prefix)
-
-
-def url(prefix: str) -> str:
-    """Return where Serve's proxy has an application."""
-    from ray.serve.context import _get_global_client
-
-    options = _get_global_client().http_config
-    return f"http://{options.host}:{options.port}{prefix.rstrip('/')}"
+async def _is_ready(url: str) -> bool:
+    async with httpx.AsyncClient(timeout=30) as http:
+        return (await http.get(f"{url}/ready")).status_code == 200
 
 
 def processes() -> list[InstanceProcess]:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from ares.mock_engine import model as mock_model
-from ares.ray.capacity import CapacityError
 from tests.gateway.conftest import byte_tokenizer, model_folder  # noqa: F401 - fixtures
 from tests.waiting import eventually, eventually_found
 
@@ -81,7 +80,7 @@ async def test_streams_outlive_an_actor_that_is_killed_and_its_successor_is_used
     settings: dict[str, Any],
     model_folder: Path,  # noqa: F811
 ) -> None:
-    with clusters.application(**settings) as url:
+    async with clusters.application(**settings) as url:
         streams = Streams(url, model_folder)
         await streams.begin()
         before = clusters.decoding()
@@ -104,7 +103,7 @@ async def test_a_client_that_leaves_ends_its_request_under_a_prefix_of_the_route
     settings: dict[str, Any],
     model_folder: Path,  # noqa: F811
 ) -> None:
-    with clusters.application(**settings, route_prefix="/llm") as url:
+    async with clusters.application(**settings, route_prefix="/llm") as url:
         # As long as a test may take: nothing but the client's end can end it.
         async with aclosing(clusters.tokens(url, str(model_folder), PROMPT, 20_000)) as arriving:
             async for _ in arriving:
@@ -121,11 +120,11 @@ async def test_streams_outlive_the_removal_of_an_instance_by_a_new_configuration
     settings: dict[str, Any],
     model_folder: Path,  # noqa: F811
 ) -> None:
-    with clusters.application(**settings) as url:
+    async with clusters.application(**settings) as url:
         streams = Streams(url, model_folder)
         await streams.begin()
         before = {one.name: one.process.pid for one in clusters.processes()}
-        await asyncio.to_thread(clusters.run, **{**settings, "decode": 1})
+        await asyncio.to_thread(clusters.deploy, **settings, replicas={"Decode": 1})
         await streams.finish()
         await eventually(lambda: len(clusters.decoding()) == 1, WAIT_S)
         after = {one.name: one.process.pid for one in clusters.processes()}
@@ -138,7 +137,7 @@ async def test_streams_outlive_a_raylet_and_its_instances_start_on_another_one(
     model_folder: Path,  # noqa: F811
 ) -> None:
     del settings["per_node"]  # two raylets are left
-    with clusters.application(**settings, cpus=0.5) as url:
+    async with clusters.application(**settings, cpus=0.5) as url:
         streams = Streams(url, model_folder)
         await streams.begin()
         before = clusters.decoding()
@@ -150,18 +149,16 @@ async def test_streams_outlive_a_raylet_and_its_instances_start_on_another_one(
     cluster.add_node(**clusters.node(2))
 
 
-def test_an_application_that_does_not_fit_is_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(
-        CapacityError,
-        match=r"decode instances: 9 with 1 CPUs and 0 GPUs each, at most 1 on a node do not fit, only 3 do",
-    ):
-        clusters.run(**{**settings, "decode": 9})
-
-
-def test_an_instance_that_cannot_start_says_why(settings: dict[str, Any]) -> None:
-    with (
-        pytest.raises(RuntimeError),
-        clusters.application(**{**settings, "prefill": 0, "decode": 1, "flags": "--no-such-flag"}),
-    ):
-        pytest.fail("it runs")
-    assert "--no-such-flag" in clusters.message()
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"decode": 9}, "decode instances: 9 with 1 CPUs and 0 GPUs each, at most 1 on a node do not fit, only 3 do"),
+        ({"decoding": 9}, "decoding"),
+        ({"prefill": 0, "decode": 1, "flags": "--no-such-flag"}, "--no-such-flag"),
+    ],
+)
+async def test_what_cannot_be_deployed_says_why(settings: dict[str, Any], wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(clusters.DeploymentError) as caught:
+        async with clusters.application(**settings | wrong):
+            pytest.fail("it runs")
+    assert said in str(caught.value)

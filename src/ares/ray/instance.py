@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from ares import addresses
 from ares.free_ports import free_ports
 from ares.instance_sources import http_url
 from ares.ray.process import InstanceProcess
@@ -36,6 +37,8 @@ class Instance:
     ------
     ProcessError
         The process has not started; Serve tries again.
+    AddressError
+        Another one has taken its port; likewise.
     """
 
     async def __init__(  # type: ignore[misc] # Serve awaits it
@@ -45,21 +48,25 @@ class Instance:
         from ray import serve
 
         host = ray.util.get_node_ip_address()
-        # HTTP, control and NIXL. Here, and not 0 for any: the URL is to be known.
-        port = free_ports(host, 3)
+        # HTTP and control. Chosen here, since the URL is to be known, and kept from other instances of this node: vLLM
+        # loads for a minute before it listens.
+        port = free_ports(host, 2)
         name = f"{role}-{serve.get_replica_context().replica_tag}"
         self._url = http_url(host, port)
         self._directory, self._drain_s = directory, drain_s
         self._announcing: asyncio.Task[None] | None = None
-        self._process = InstanceProcess(
-            [
-                *("worker", "--role", role, "--name", name, "--host", host, "--drain-deadline", str(drain_s)),
-                *("--port", str(port), "--control-port", str(port + 1)),
-                *arguments,
-            ],
-            self._url,
-        )
-        await self._process.await_ready(start_timeout_s)
+        with contextlib.ExitStack() as ports:
+            for number in (port, port + 1):
+                ports.enter_context(addresses.reserved(host, number))
+            self._process = InstanceProcess(
+                [
+                    *("worker", "--role", role, "--name", name, "--host", host, "--drain-deadline", str(drain_s)),
+                    *("--port", str(port), "--control-port", str(port + 1)),
+                    *arguments,
+                ],
+                self._url,
+            )
+            await self._process.await_ready(start_timeout_s)
         self._announcing = asyncio.create_task(self._announce())
 
     def check_health(self) -> None:

@@ -53,7 +53,8 @@ Flags = Annotated[tuple[str, ...], BeforeValidator(_words)]
 class Settings(BaseModel):
     """What an application consists of."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    # What is wrong may be a key.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
 
     model: str = Field(min_length=1)
     """Hugging Face id, or a folder that every node has."""
