@@ -81,5 +81,5 @@ def test_what_cannot_be_meant_is_refused(given: dict[str, Any], said: str) -> No
 
 
 def test_what_would_make_moves_inexact_is_refused() -> None:
-    with pytest.raises(ValidationError, match="--pipeline-parallel-size"):
-        Settings(model="org/model", flags="--pipeline-parallel-size 2")
+    with pytest.raises(ValidationError, match="--kv-offloading-size"):
+        Settings(model="org/model", flags="--kv-offloading-size 4")

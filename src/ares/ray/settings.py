@@ -133,6 +133,8 @@ class Settings(BaseModel):
         for name in front_end.keys() & self.gateway.keys():
             raise ValueError(f"gateway: {name} is given by flags, too")
         given = {"model": self.model, **front_end, **self.gateway}
-        # Not the variables of this process: the gateway may run in another environment.
-        configuration.GatewayConfig(**{"service_discovery": ["api"], **given})
+        try:
+            configuration.load(**{"service_discovery": ["api"], **given})
+        except configuration.ConfigError as error:
+            raise ValueError(f"gateway: {error}") from None
         return given
