@@ -76,7 +76,7 @@ async def application(*, route_prefix: str = "/", **arguments: Any) -> AsyncIter
         deploy(route_prefix=route_prefix, **arguments)
         http = _get_global_client().http_config
         url = f"http://{http.host}:{http.port}{route_prefix.rstrip('/')}"
-        await eventually_found(lambda: _is_ready(url))
+        await eventually_found(lambda: is_ready(url))
         yield url
     finally:
         await asyncio.to_thread(serve.delete, APPLICATION)
@@ -115,9 +115,13 @@ def deploy(*, route_prefix: str = "/", replicas: dict[str, int] | None = None, *
     raise TimeoutError(text)
 
 
-async def _is_ready(url: str) -> bool:
+async def is_ready(url: str) -> bool:
+    """Whether a gateway answers that it can decode."""
     async with httpx.AsyncClient(timeout=30) as http:
-        return (await http.get(f"{url}/ready")).status_code == 200
+        try:
+            return (await http.get(f"{url}/ready")).status_code == 200
+        except httpx.ConnectError:
+            return False
 
 
 def processes() -> list[InstanceProcess]:

@@ -1,6 +1,7 @@
 """Streams through an application of Ray Serve on several raylets, while its actors and raylets die."""
 
 import asyncio
+import sys
 from collections.abc import Iterator
 from contextlib import aclosing
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ares.free_ports import free_port
 from ares.mock_engine import model as mock_model
 from tests.gateway.conftest import byte_tokenizer, model_folder  # noqa: F401 - fixtures
 from tests.waiting import eventually, eventually_found
@@ -97,6 +99,26 @@ async def test_streams_outlive_an_actor_that_is_killed_and_its_successor_is_used
         again = Streams(url, model_folder)
         await again.finish()
         assert await arrived(new) > [0]
+
+
+async def test_a_gateway_outside_of_the_application_finds_its_instances(
+    cluster: Any,
+    settings: dict[str, Any],
+    model_folder: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    port = free_port("127.0.0.1")
+    command = ["-m", "ares", "gateway", "--model", str(model_folder), "--preset", "off", "--port", str(port)]
+    command += ["--service-discovery", "ray:ares", "--shutdown-timeout-s", "0"]
+    async with clusters.application(**settings):
+        gateway = await asyncio.create_subprocess_exec(sys.executable, *command)
+        try:
+            await eventually_found(lambda: clusters.is_ready(f"http://127.0.0.1:{port}"), WAIT_S)
+            await Streams(f"http://127.0.0.1:{port}", model_folder).finish()
+        finally:
+            gateway.terminate()
+            await gateway.wait()
 
 
 async def test_a_client_that_leaves_ends_its_request_under_a_prefix_of_the_route(
