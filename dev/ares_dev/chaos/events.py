@@ -20,6 +20,8 @@ from ares_dev.chaos.plan import Event, Plan
 # A killed process answers again within this time; real engines take long.
 _RETURN_S = 300.0
 _LOOK_S = 0.5
+# For what an instance still does when its role changes.
+_ROLE_S = 10.0
 # Decode processes that a move needs.
 _FOR_A_MOVE = 2
 # Answers of the admin routes that say why an order cannot be carried out.
@@ -68,6 +70,7 @@ class EventRunner:
             "kill": self._kill,
             "pause": self._pause,
             "drain": self._drain,
+            "role": self._role,
             "preset": self._preset,
             "fault": self._fault,
         }
@@ -123,6 +126,29 @@ class EventRunner:
         await asyncio.sleep(event.seconds)
         await self._admin("POST", f"{path}/undrain")
         self._unavailable.discard(process)
+
+    async def _role(self, event: Event) -> None:
+        """Give an instance another role, and after a while its own again."""
+        process = self._process(event)
+        if not self._claim(event, f"role {event.what}"):
+            return
+        path, own = f"instances/{event.target}/role", event.target.split("-", maxsplit=1)[0]
+        await self._admin("POST", path, {"role": event.what, "deadline_s": _ROLE_S})
+        await asyncio.sleep(event.seconds)
+        deadline = time.monotonic() + _RETURN_S
+        while not await self._has_role(event.target, own):
+            if time.monotonic() > deadline:
+                self.errors.append(f"{event.target} did not become {own} again within {_RETURN_S:g} s")
+                break
+            # Refused for a moment where another one is just changing, or nobody else does its work.
+            await self._admin("POST", path, {"role": own, "deadline_s": _ROLE_S})
+            await asyncio.sleep(_LOOK_S)
+        self._unavailable.discard(process)
+
+    async def _has_role(self, name: str, role: str) -> bool:
+        _, status = await self._admin("GET", "status")
+        rows = [row for row in status.get("instances", ()) if row["name"] == name]
+        return bool(rows) and rows[0]["role"] == role and rows[0]["next_role"] is None
 
     # --- processes ---
 

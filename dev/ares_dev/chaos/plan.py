@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 import msgspec
 
-Kind = Literal["move", "kill", "pause", "drain", "preset", "fault"]
+Kind = Literal["move", "kill", "pause", "drain", "role", "preset", "fault"]
 Client = Literal["plain", "whole", "slow", "leaves"]
 
+ROLES = ("prefill", "decode", "both")
 PRESETS = ("ares", "ares-no-prediction", "paper", "ares-suspension", "ares-rebalance", "static-least-loaded", "off")
 # A slow reader of more would delay the end of a run.
 _LONGEST_SLOW = 600
@@ -21,7 +22,7 @@ STATEFUL: dict[str, Any] = {"seed": 4, "temperature": 1.0, "presence_penalty": 0
 # What is done to the cluster: each card once, shuffled, before any comes again.
 _DECK = (
     *("kill decode", "kill decode", "kill prefill", "pause decode", "pause decode", "pause prefill"),
-    *("drain", "drain", "preset", "preset"),
+    *("drain", "drain", "preset", "preset", "role decode", "role decode", "role prefill"),
 )
 _TELEMETRY_FAULTS = (
     *('{"predictions":"nan"}', '{"predictions":"negative"}', '{"predictions":"huge"}'),
@@ -94,9 +95,10 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     at_s, seconds
         When, from the start, and for how long: until it is undone.
     target
-        A process for `kill` and `pause`, an instance for `drain` and `fault`.
+        A process for `kill` and `pause`, an instance for `drain`, `role` and `fault`.
     what
-        The preset, the mode of a move, or the body of `/simulate/faults`.
+        The preset, the mode of a move, the role that an instance is to have meanwhile, or the body of
+        `/simulate/faults`.
     draw
         Seed of what can only be chosen when it is due: the requests of a move and their targets.
     count
@@ -283,6 +285,9 @@ def _event_of(draw: random.Random, shape: Shape, at: float, card: str) -> Event 
             return Event(at, "pause", process, round(seconds, 3))
         case "drain":
             return Event(at, "drain", instance, round(draw.uniform(0.5, longest), 3), draw.choice(("0.5", "5", "60")))
+        case "role":
+            other = draw.choice([one for one in ROLES if one != role])
+            return Event(at, "role", instance, round(draw.uniform(0.5, longest), 3), other)
         case "preset":
             return Event(at, "preset", what=draw.choice(PRESETS))
         case "freeze":

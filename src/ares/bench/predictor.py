@@ -1,14 +1,15 @@
 """`ares bench predictor`: what the predictor costs a running engine.
 
-One real engine, which sends telemetry as it does to a gateway. Between two runs of the same streams its hidden-state
-hook and predictor are switched on or off through vLLM's development endpoint, so that process, memory and caches are
-the same in both. TPOT is the mean over all tokens: only every 20th step makes predictions, which a median would not
-show.
+One real engine, which sends telemetry as it does to a gateway; with ``--learn`` it records states for a learner, too.
+Between two runs of the same streams all of that is switched on or off through vLLM's development endpoint, so that
+process, memory and caches are the same in both. TPOT is the mean over all tokens: only every 20th step makes
+predictions, which a median would not show.
 """
 
 import asyncio
 import os
 import statistics
+import tempfile
 from typing import Annotated, Any
 
 import aiohttp
@@ -71,6 +72,9 @@ def command(
     batch: Annotated[list[int] | None, typer.Option(help="Concurrent streams; repeat for several.")] = None,
     rounds: Annotated[int, typer.Option(min=2, help="Measured rounds for each batch.")] = 30,
     tokens: Annotated[int, typer.Option(min=20, help="Output tokens of a stream.")] = 100,
+    learn: Annotated[
+        bool, typer.Option("--learn", help="With the predictor, record states for a learner, as `ares worker --learn`.")
+    ] = False,
     core: Annotated[int | None, typer.Option(help="CPU core of the engine; by default the last one.")] = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -79,9 +83,12 @@ def command(
     cores = sorted(os.sched_getaffinity(0))
     place = str(core if core is not None else cores[-1])
     os.environ["VLLM_SERVER_DEV_MODE"] = "1"
+    flags = ("--predictor", predictor) if predictor else ()
     settings = local.ClusterSettings(model=model, vllm_flags=tuple(local_flags([])))
-    with local.workers_only(settings, console) as cluster:
-        cluster.start_worker("engine", "both", place, ("--predictor", predictor) if predictor else ())
+    with tempfile.TemporaryDirectory() as recorded, local.workers_only(settings, console) as cluster:
+        cluster.start_worker(
+            "engine", "both", place, (*flags, "--learn", "--learn-folder", recorded) if learn else flags
+        )
         cluster.await_workers()
         rows = asyncio.run(_measure(cluster.workers[0].url, model, batch or [1, 8, 32], rounds, tokens))
     table = tables.table("batch", "off ms", "on ms", "on / off", title="TPOT with the predictor and without")
@@ -90,4 +97,4 @@ def command(
         shown = f"{ratio['median']:.4f} ({ratio['low']:.4f}-{ratio['high']:.4f})"
         table.add_row(str(row["batch"]), f"{times['off']:.2f}", f"{times['on']:.2f}", shown)
     tables.show(table)
-    write({"benchmark": "predictor", "model": model, **describe(), "cases": rows}, json_file)
+    write({"benchmark": "predictor", "model": model, "learn": learn, **describe(), "cases": rows}, json_file)
