@@ -4,24 +4,30 @@ import asyncio
 import itertools
 import json
 import signal
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import ray
+import yaml
 from ray import serve
 from ray.cluster_utils import Cluster
-from ray.serve.context import _get_global_client
-from ray.serve.schema import ServeDeploySchema
 
 from ares.free_ports import free_port
 from tests.waiting import eventually_found
 
 APPLICATION = "ares"
+# Of Serve's proxy, and of the programs of this environment.
+PORT = free_port("127.0.0.1")
+PROGRAMS = Path(sys.executable).parent
 START_S = 180.0
 
 
@@ -61,7 +67,7 @@ def raylets(count: int, cpus: int) -> Iterator[Cluster]:
         cluster.wait_for_nodes()
         ray.init(address=cluster.address, namespace="serve", log_to_driver=False)
         # Raylets of one machine cannot each have a proxy at the same port.
-        serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": free_port("127.0.0.1")})
+        serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": PORT})
         yield cluster
     finally:
         serve.shutdown()
@@ -74,8 +80,7 @@ async def application(*, route_prefix: str = "/", **arguments: Any) -> AsyncIter
     """Deploy the application, wait until it can decode, and yield its URL."""
     try:
         deploy(route_prefix=route_prefix, **arguments)
-        http = _get_global_client().http_config
-        url = f"http://{http.host}:{http.port}{route_prefix.rstrip('/')}"
+        url = f"http://127.0.0.1:{PORT}{route_prefix.rstrip('/')}"
         await eventually_found(lambda: is_ready(url))
         yield url
     finally:
@@ -83,7 +88,7 @@ async def application(*, route_prefix: str = "/", **arguments: Any) -> AsyncIter
 
 
 def deploy(*, route_prefix: str = "/", replicas: dict[str, int] | None = None, **arguments: Any) -> None:
-    """Deploy the application, or change it, as `serve deploy` does with a file, and wait until it runs.
+    """Deploy the application, or change it, as a user does with a file, and wait until it runs.
 
     Parameters
     ----------
@@ -102,7 +107,14 @@ def deploy(*, route_prefix: str = "/", replicas: dict[str, int] | None = None, *
         "args": arguments,
         "deployments": [{"name": name, "num_replicas": count} for name, count in (replicas or {}).items()],
     }
-    _get_global_client().deploy_apps(ServeDeploySchema.model_validate({"applications": [config]}))
+    address = ray.get_runtime_context().gcs_address
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        file.write(yaml.safe_dump({"applications": [config]}))
+        file.flush()
+        command = [PROGRAMS / "serve", "run", "--non-blocking", "--address", address, file.name]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=START_S, check=False)
+    if done.returncode:
+        raise DeploymentError(done.stdout + done.stderr)
     until = time.monotonic() + START_S
     while time.monotonic() < until:
         found = serve.status().applications[APPLICATION]
