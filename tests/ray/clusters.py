@@ -132,7 +132,7 @@ async def is_ready(url: str) -> bool:
     async with httpx.AsyncClient(timeout=30) as http:
         try:
             return (await http.get(f"{url}/ready")).status_code == 200
-        except httpx.ConnectError:
+        except (httpx.ConnectError, httpx.ReadTimeout):  # the latter while Serve's proxy waits for another replica
             return False
 
 
@@ -149,6 +149,15 @@ def processes() -> list[InstanceProcess]:
             where = f"http://{value['--host']}:{value['--port']}"
             found.append(InstanceProcess(value["--name"], where, process, *parents[:2]))
     return found
+
+
+def replica(deployment: str) -> psutil.Process | None:
+    """Return the actor of a deployment that has one replica, unless it has ended."""
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or [""]
+        if words[0].startswith(f"ray::ServeReplica:{APPLICATION}:{deployment}"):
+            return process
+    return None
 
 
 def decoding() -> list[InstanceProcess]:

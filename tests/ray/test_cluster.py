@@ -7,6 +7,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from ares.free_ports import free_port
@@ -136,6 +137,31 @@ async def test_a_client_that_leaves_ends_its_request_under_a_prefix_of_the_route
             return sum(each["aborted"] for each in counted) == 1 and not any(each["generating"] for each in counted)
 
         await eventually_found(aborted, WAIT_S)
+
+
+async def test_streams_outlive_the_directory_but_not_the_gateway_and_both_are_started_again(
+    settings: dict[str, Any],
+    model_folder: Path,  # noqa: F811
+) -> None:
+    async with clusters.application(**settings) as url:
+        streams = Streams(url, model_folder)
+        await streams.begin()
+        old = clusters.replica("Directory")
+        assert old is not None
+        clusters.kill(old)
+        await eventually(lambda: clusters.replica("Directory") not in (None, old), WAIT_S)
+        await streams.finish()
+
+        streams = Streams(url, model_folder)
+        await streams.begin()
+        old = clusters.replica("Gateway")
+        assert old is not None
+        clusters.kill(old)
+        with pytest.raises(httpx.RemoteProtocolError):  # the client learns of it
+            await streams.finish()
+        await eventually(lambda: clusters.replica("Gateway") not in (None, old), WAIT_S)
+        await eventually_found(lambda: clusters.is_ready(url), WAIT_S)
+        await Streams(url, model_folder).finish()
 
 
 async def test_streams_outlive_the_removal_of_an_instance_by_a_new_configuration(
