@@ -13,6 +13,8 @@ from ares_dev import (
     metrics_table,
     module_tables,
     moves,
+    roles,
+    step_channel,
     tokenizer_classes,
 )
 from ares_dev.chaos import command as chaos
@@ -25,11 +27,12 @@ app = typer.Typer(
     name="python -m ares_dev",
     help="Checks of ARES itself, for its developers; they are not part of the package.\n\n"
     "`modules`, `api`, `metrics`, `example-config` and `tokenizer-classes` write tables and files from the code. All "
-    "others but `clients` start a local cluster of real vLLM engines; all of these but `moves`, `copies`, "
-    "`differential` and `learning` also take --simulate PROFILE, for mock engines, which need neither vLLM nor "
-    "weights. `differential` compares the gateway's replies with vLLM's own; `clients` sends programs of others to a "
-    "running gateway. `chaos`, `soak`, `kills`, `copies` and `moves` compare every token with an undisturbed run, and "
-    "end with status 1 if anything is lost, wrong or left. docs/chaos.md and docs/benchmarks.md say how they work.",
+    "others but `clients` start a local cluster of real vLLM engines; all of these but `moves`, `copies`, `roles`, "
+    "`differential`, `learning` and `step-channel` also take --simulate PROFILE, for mock engines, which need neither "
+    "vLLM nor weights. `differential` compares the gateway's replies with vLLM's own; `clients` sends programs of "
+    "others to a running gateway. `chaos`, `soak`, `kills`, `copies`, `roles` and `moves` compare every token with an "
+    "undisturbed run, and end with status 1 if anything is lost, wrong or left. docs/chaos.md and docs/benchmarks.md "
+    "say how they work.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -38,6 +41,7 @@ app.command("chaos")(chaos.command)
 app.command("soak")(soak.command)
 app.command("kills")(kills.command)
 app.command("copies")(copies.command)
+app.command("roles")(roles.command)
 app.command("moves", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(moves.command)
 app.command("differential", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
     differential.command
@@ -46,6 +50,7 @@ app.command("clients")(clients.command)
 app.command("learning")(learning.command)
 app.command("footprint")(footprint.command)
 app.command("lengths")(lengths.command)
+app.command("step-channel")(step_channel.command)
 app.command("modules")(module_tables.command)
 app.command("api")(api_tables.command)
 app.command("metrics")(metrics_table.command)

@@ -131,3 +131,31 @@ async def test_a_head_that_ends_like_a_stream_does_not_end_it() -> None:
     async with served(slow) as port:
         (reply,) = await sse.read_at_once([sse.request_bytes("/", {})], [port], 10)
     assert len(sse.decode(reply.body()).choices) == 2
+
+
+async def test_what_is_not_answered_is_a_broken_stream() -> None:
+    async def silent(writer: asyncio.StreamWriter) -> None:
+        writer.write(HEAD)
+
+    async with served(silent) as port:
+        with pytest.raises(sse.StreamError, match=r"2 of 2 replies took longer than 0\.2 s"):
+            await sse.read_at_once([sse.request_bytes("/", {})] * 2, [port], 0.2)
+    with pytest.raises(sse.StreamError, match="no connection"):
+        await sse.read_at_once([sse.request_bytes("/", {})], [port], 10)
+
+
+@pytest.mark.parametrize("texts", [["one", "two"], ["one", "one"]])
+async def test_texts_are_compared_however_chunks_cut_them(texts: list[str]) -> None:
+    replies = []
+    for number, text in enumerate(texts):
+        events = b"".join(b'data: {"choices":[{"delta":{"content":"%b"}}]}\n\n' % part.encode() for part in text)
+        size = 7 + 20 * number
+        parts = [events[n : n + size] for n in range(0, len(events), size)]
+        async with served(bytewise(chunked(*parts, DONE))) as port:
+            replies += await sse.read_at_once([sse.request_bytes("/", {})], [port], 60)
+    assert [reply.text() for reply in replies] == texts
+    if len(set(texts)) == 1:
+        sse.check_same_text(replies)
+    else:
+        with pytest.raises(sse.StreamError, match="different texts"):
+            sse.check_same_text(replies)

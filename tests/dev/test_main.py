@@ -5,7 +5,19 @@ import sys
 
 import pytest
 
-COMMANDS = ("chaos", "soak", "kills", "moves", "clients", "footprint", "modules", "metrics", "example-config")
+COMMANDS = (
+    "chaos",
+    "soak",
+    "kills",
+    "copies",
+    "roles",
+    "moves",
+    "clients",
+    "footprint",
+    "modules",
+    "metrics",
+    "example-config",
+)
 
 
 def run(*arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -20,9 +20,11 @@ from ares.gateway.discovery.base import SourceError
 from ares.gateway.discovery.file import FileSource
 from ares.gateway.records.decision_log import DecisionLog
 from ares.gateway.records.replay import ReplayError, replay
-from ares.policy import Cluster, preset
+from ares.policy import Cluster, Copyable, copier, preset
 from ares.policy.admission import Candidates, Progress
+from ares.policy.copies.most_saved import MostSavedSettings
 from ares.policy.oom_avoidance import OomAvoidanceSettings, avoid_oom
+from ares.policy.roles import PressureSettings, RolePool, role_policy
 from ares.predictor import prompts
 from ares.predictor.errors import PredictorError
 from ares.protocol.keys import ControlKey, KeyFileError, read_key, read_keys
@@ -248,8 +250,40 @@ def _logged(folder: Path) -> list[Any]:
     log.moves("ares", view, policy, oom_avoidance, avoid_oom(cluster, oom_avoidance, view.running), moves)
     left = np.array([10.0, 20.0, 30.0])
     log.dispatch("ares", dispatch, {}, view, 60, left, dispatch.choose(cluster, 60, left))
+    copyable = Copyable(
+        requests=np.array([True, True, False]),
+        cached_tokens=np.array([[500, 0], [400, 16], [0, 100]]),
+        copied_to=np.array([-1, 1, -1]),
+        takes=np.array([True, True]),
+        under_way=np.array([0, 1]),
+        token_s=1e-3,
+        token_bytes=4.0,
+        link_bytes=1e4,
+    )
+    copies = copier("most_saved", MostSavedSettings(link_bytes_s=1e6, memory_share=0.9))
+    log.copies("ares", copies, {}, view, copyable, copies.decide(cluster, copyable))
+    pool = RolePool(
+        instances=("prefill-0", "decode-0", "decode-1"),
+        decodes=np.array([False, True, True]),
+        able=np.array([True, True, True]),
+        changing=False,
+        elapsed_s=2.0,
+        busy=np.array([1.0, 0.0, 0.0]),
+        queued_s=np.array([20.0, 0.0, 0.0]),
+        requests=np.array([0.0, 2.0, 1.0]),
+        tokens=np.array([0.0, 900.0, 100.0]),
+        capacity_tokens=np.array([1000.0, 1000.0, 1000.0]),
+        waiting_tokens=0.0,
+        step_s=(0.02, 1e-4, 1e-7),
+        ttft_s=10.0,
+        tpot_s=np.inf,
+    )
+    roles = role_policy("pressure", PressureSettings(patience_s=0.0, cooldown_s=0.0))
+    log.roles("ares", roles, roles.memory(), pool, roles.plan(pool))
     log.close()
-    assert replay(file, None).decisions == 3
+    read = replay(file, None)
+    assert (read.decisions, read.differences) == (5, [])
+    assert read.made["copy"] == read.made["become_prefill"] == 1
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
@@ -311,6 +345,19 @@ def _with(record: Any, path: str, value: Any) -> Any:
         (0, "admission.settings.headroom", 5.0),
         (2, "tokens", -1),
         (2, "remaining", [1.0]),
+        (3, "copyable.cached_tokens", [[1, 2]]),
+        (3, "copyable.cached_tokens", [[1, 2], [3, 4], [5, -6]]),
+        (3, "copyable.copied_to", [0, 1, 2]),
+        (3, "copyable.takes", [True]),
+        (3, "copyable.token_s", -1.0),
+        (3, "copyable.link_bytes", None),
+        (4, "pool.decodes", [True]),
+        (4, "pool.tokens", [1.0, None, 2.0]),
+        (4, "pool.busy", [-1.0, 0.0, 0.0]),
+        (4, "pool.step_s", [1.0]),
+        (4, "pool.changing", 1),
+        (4, "pool.elapsed_s", "long"),
+        (4, "memory", {"prefill": "much"}),
     ],
 )
 def test_a_decision_that_cannot_be_is_refused(

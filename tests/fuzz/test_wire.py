@@ -42,6 +42,7 @@ COMMANDS = [
     messages.Cut(1, "key"),
     messages.Copy(2, "key", "pin", 100),
     messages.Release("key"),
+    messages.Expect("key", 2.0),
     messages.Drain(False),
     messages.Drain(True, 60.0),
     messages.Lease(3, "gateway", 5.0),

@@ -37,6 +37,9 @@ class FakeCluster:
         able = (i for i in self.pool.instances if i.role == "prefill" and i.state.serves(adapter))
         return next((i for i in able if i.open), None)
 
+    def decode_began(self, *_: object) -> None:
+        """Nothing follows from it."""
+
     def prefill_ended(self, *_: object) -> None:
         """Nothing follows from it."""
 

@@ -88,6 +88,9 @@ class Cluster:
     def choose_prefill(self, _: Placement, __: gateway.Instance | None) -> gateway.Instance | None:
         return next((i for i in self.pool.instances if i.role == "prefill" and i.open), None)
 
+    def decode_began(self, *_: object) -> None:
+        """Nothing follows from it."""
+
     def prefill_ended(self, *_: object) -> None:
         """Nothing follows from it."""
 

@@ -11,6 +11,7 @@ COMMANDS: list[messages.Command] = [
     messages.Connect([PEER]),
     messages.Cut(7, "nonce/2"),
     messages.Release("nonce/2"),
+    messages.Expect("nonce/2", 2.0),
     messages.Drain(True),
     messages.Drain(True, 60.0),
     messages.ChangeRole(7, "prefill", 60.0),

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ares.gateway.records.decision_log import read_cluster
+from ares.gateway.records.logged_decisions import read_cluster
 from ares.gateway.records.replay import replay
 
 _SHOWN = 5

@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from ares.cli import main as cli
 from ares.config import ConfigError, GatewayConfig
 from ares.gateway import serving
-from ares.gateway.control import controller, rebalancing
+from ares.gateway.control import controller, rebalancing, role_planner
 from ares.gateway.records.decision_log import DecisionLog
 from ares.gateway.service import Gateway
 from ares_dev.chaos import telemetry_faults
@@ -46,7 +46,7 @@ def failing(decide: Callable[..., Any], draw: random.Random, share: float) -> Ca
 def install(seed: int, share: float) -> None:
     """Let this share of the decisions fail, from now on and in this process."""
     # A generator for each kind: whether the third dispatch fails does not depend on how many moves came before.
-    kinds = ("prefill", "dispatch", "moves", "oom_avoidance", "admission")
+    kinds = ("prefill", "dispatch", "moves", "oom_avoidance", "admission", "copies", "roles")
     draws = {kind: random.Random(f"{seed} {kind}") for kind in kinds}  # noqa: S311 - no secret
 
     def faulty(make: Callable[..., Any], method: str, draw: random.Random) -> Callable[..., Any]:
@@ -63,6 +63,8 @@ def install(seed: int, share: float) -> None:
         (controller, "dispatcher", "choose", "dispatch"),
         (controller, "admission_policy", "decide", "admission"),
         (rebalancing, "rebalancer", "decide", "moves"),
+        (controller, "copier", "decide", "copies"),
+        (role_planner, "role_policy", "plan", "roles"),
     ):
         vars(module)[maker] = faulty(vars(module)[maker], method, draws[kind])
     vars(rebalancing)["avoid_oom"] = failing(vars(rebalancing)["avoid_oom"], draws["oom_avoidance"], share)

@@ -75,7 +75,7 @@ def command(
     processes: Annotated[
         list[int] | None, typer.Option(min=1, help="Processes of the gateway, 1 by default; repeat for a gateway each.")
     ] = None,
-    router: Annotated[Path | None, typer.Option(help="PyPI's vllm-router executable, to be measured as well.")] = None,
+    router: servers.RouterFile = None,
     model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model to imitate.")] = DEFAULT_MODEL,
     json_file: JsonFile = None,
 ) -> None:
@@ -135,7 +135,7 @@ def _round(server: Server, plan: _Plan, streams: int) -> dict[str, float]:
     Raises
     ------
     sse.StreamError
-        A stream broke, or has too few tokens.
+        A stream broke, has too few or too many tokens, or another text than the others.
     """
     requests = [
         sse.request_bytes(
@@ -155,6 +155,7 @@ def _round(server: Server, plan: _Plan, streams: int) -> dict[str, float]:
     replies = uvloop.run(sse.read_at_once(requests, [server.port], _GRACE_S + plan.tokens))
     spent = server.cpu() - before
     shown = milliseconds([sse.first_token_s(reply, plan.tokens) for reply in replies], 50, 99, 100, digits=1)
+    sse.check_same_text(replies)
     return {
         "p50_ms": shown["p50"],
         "p99_ms": shown["p99"],

@@ -78,7 +78,7 @@ def command(
             "gateway with them as well, by requests that have a tool."
         ),
     ] = None,
-    router: Annotated[Path | None, typer.Option(help="PyPI's vllm-router executable, to be measured as well.")] = None,
+    router: servers.RouterFile = None,
     model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model to imitate.")] = DEFAULT_MODEL,
     json_file: JsonFile = None,
 ) -> None:
@@ -88,6 +88,7 @@ def command(
     many tokens; in the other each stream gets a token at fixed intervals, as from an engine.
     """
     extras.require("psutil")
+    flags = None if parsers is None else _words(parsers)
     signal_as_interrupt()
     console = Console()
     if router is None:
@@ -95,7 +96,7 @@ def command(
     counts = {"as_fast_as_read": tokens, "paced": paced_tokens}
     plan = _Plan(model, streams, counts, interval_ms, repeats, first_tokens, parsers)
     try:
-        systems = _run(plan, router, console)
+        systems = _run(plan, flags, router, console)
     except (servers.BenchError, sse.StreamError) as error:
         exit_with_error(str(error), 1)
     note = "engines are mocks that compute nothing; chunks_per_read is what the client's reads brought"
@@ -103,7 +104,14 @@ def command(
     write(servers.result("relay", note, plan, router, systems), json_file)
 
 
-def _run(plan: _Plan, router: Path | None, console: Console) -> dict[str, Any]:
+def _words(flags: str) -> list[str]:
+    try:
+        return shlex.split(flags)
+    except ValueError as error:
+        raise typer.BadParameter(f"{flags!r} cannot be read: {error}", param_hint="--parsers") from error
+
+
+def _run(plan: _Plan, parsers: list[str] | None, router: Path | None, console: Console) -> dict[str, Any]:
     """Measure the systems in turn, several times, and return the figures of each."""
     folder = models.resolve(plan.model, weights=False)
     with contextlib.ExitStack() as stack:
@@ -111,9 +119,8 @@ def _run(plan: _Plan, router: Path | None, console: Console) -> dict[str, Any]:
         mocks = {role: stack.enter_context(servers.mock(role, folder, plan.model, logs)) for role in _ROLES}
         ports = {role: mock.port for role, mock in mocks.items()}
         systems = [_System(stack.enter_context(servers.gateway(ports, plan.model, logs)))]
-        if plan.parsers is not None:
-            flags = shlex.split(plan.parsers)
-            parsing = servers.gateway(ports, plan.model, logs, "ares with parsers", flags)
+        if parsers is not None:
+            parsing = servers.gateway(ports, plan.model, logs, "ares with parsers", parsers)
             systems.append(_System(stack.enter_context(parsing), parses=True))
         if router is not None:
             systems += [
@@ -156,7 +163,8 @@ async def _read_streams(system: _System, model: str, streams: int, tokens: int) 
     Raises
     ------
     sse.StreamError
-        A stream broke, or its events are not one a token, one for the role and `[DONE]`.
+        A stream broke, its events are not one a token, one for the role and `[DONE]`, or it has another text than the
+        others.
     """
     body = {
         "model": model,
@@ -171,6 +179,7 @@ async def _read_streams(system: _System, model: str, streams: int, tokens: int) 
     replies = await sse.read_at_once([request] * streams, [system.server.port], _GRACE_S + tokens)
     for reply in replies:
         sse.check_chat(reply, tokens)
+    sse.check_same_text(replies)
     return replies
 
 

@@ -10,9 +10,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
+import typer
 
 from ares.bench.environment import describe
 from ares.free_ports import free_port
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     import psutil
 
 _START_TIMEOUT_S = 60.0
+
+
+RouterFile = Annotated[Path | None, typer.Option(help="PyPI's vllm-router executable, to be measured as well.")]
 
 
 class BenchError(RuntimeError):
@@ -99,14 +103,17 @@ def _served(name: str, command: list[str], port: int, logs: Path, route: str, ex
     """Run a server, and yield it once the answer of `route` contains all of `expected`."""
     log = logs / f"{name.replace(' ', '-')}.log"
     with log.open("wb") as sink:
-        process = subprocess.Popen(  # noqa: S603 - our own command
-            # A separate process group, so that Ctrl-C reaches only us and one signal reaches all that it started.
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=sink,
-            stderr=sink,
-            process_group=0,
-        )
+        try:
+            process = subprocess.Popen(  # noqa: S603 - our own command
+                # A separate process group, so that Ctrl-C reaches only us and one signal reaches all that it started.
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=sink,
+                process_group=0,
+            )
+        except OSError as error:
+            raise BenchError(f"{name} cannot be started: {error}") from error
     try:
         deadline = time.monotonic() + _START_TIMEOUT_S
         while True:

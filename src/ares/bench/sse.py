@@ -29,11 +29,18 @@ class StreamError(RuntimeError):
     """A stream broke, was refused, or holds an error; the message says which."""
 
 
+class Message(msgspec.Struct):
+    """What an event adds to a chat's message."""
+
+    content: str | None = None
+
+
 class Choice(msgspec.Struct):
     """One choice of a reply, or what an event adds to it."""
 
     index: int = 0
     token_ids: list[int] | None = None
+    delta: Message | None = None
 
 
 class Usage(msgspec.Struct):
@@ -179,6 +186,19 @@ class RawReply(asyncio.Protocol):
         """Decode the events of a stream, up to one that was cut off."""
         return read_chunks(self.body())
 
+    def text(self) -> str:
+        """Return the text of a complete streamed chat, also where HTTP chunks begin and end within events."""
+        body, parts, at = self.body(), [], 0
+        while True:
+            end = body.index(b"\r\n", at)
+            size = int(body[at:end], 16)
+            if not size:
+                break
+            at = end + 2 + size + 2
+            parts.append(body[end + 2 : at - 2])
+        deltas = (choice.delta for chunk in read_chunks(b"".join(parts)) for choice in chunk.choices)
+        return "".join([delta.content or "" for delta in deltas if delta is not None])
+
     def events_of_reads(self) -> Iterator[tuple[float, int]]:
         """Yield when each read came, and how many events ended in it, `[DONE]` included."""
         tail = b""
@@ -213,6 +233,15 @@ def check_chat(reply: RawReply, tokens: int) -> None:
         raise StreamError(f"{events} events arrived instead of {tokens + OTHER_EVENTS}")
 
 
+def check_same_text(replies: Sequence[RawReply]) -> None:
+    """Check that the streams of chats that get the same tokens have the same text; StreamError where one has another.
+
+    Mock engines that compute nothing give all chats the same tokens.
+    """
+    if len({reply.text() for reply in replies}) > 1:
+        raise StreamError("the streams have different texts, although all get the same tokens")
+
+
 def first_token_s(reply: RawReply, tokens: int) -> float:
     """Return the seconds from a chat's request to the read with its first token, the second event; see `check_chat`."""
     check_chat(reply, tokens)
@@ -231,16 +260,23 @@ async def read_at_once(requests: Sequence[bytes], ports: Sequence[int], limit_s:
 
     Raises
     ------
-    TimeoutError
-        One took longer than `limit_s` seconds.
+    StreamError
+        A server takes no connection, or a reply took longer than `limit_s` seconds.
     """
     loop = asyncio.get_running_loop()
     replies: list[RawReply] = []
-    for number in range(len(requests)):
-        _, reply = await loop.create_connection(RawReply, "127.0.0.1", ports[number % len(ports)])
-        replies.append(reply)
+    try:
+        for number in range(len(requests)):
+            _, reply = await loop.create_connection(RawReply, "127.0.0.1", ports[number % len(ports)])
+            replies.append(reply)
+    except OSError as error:
+        raise StreamError(f"no connection: {error}") from error
     for reply, request in zip(replies, requests, strict=True):
         reply.send(request)
-    async with asyncio.timeout(limit_s):
-        await asyncio.gather(*(reply.finished for reply in replies))
+    try:
+        async with asyncio.timeout(limit_s):
+            await asyncio.gather(*(reply.finished for reply in replies))
+    except TimeoutError:
+        late = sum(not reply.complete for reply in replies)
+        raise StreamError(f"{late} of {len(replies)} replies took longer than {limit_s:g} s") from None
     return replies

@@ -30,6 +30,9 @@ class Chosen:
     def prefill_ended(self, _: Placement, __: Instance, ___: int | None) -> None:
         """Nothing is learned from it."""
 
+    def decode_began(self, _: Placement, __: Instance) -> None:
+        """Nothing is counted."""
+
     async def admit(self, _: Session, exclude: set[str]) -> Instance:
         """Return the instance to decode on; NoInstanceError where it did not take the output."""
         if self._decode.name in exclude or not self._decode.open:

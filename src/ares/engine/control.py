@@ -19,6 +19,7 @@ import zmq
 from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils.monitor import recv_monitor_message
 
+from ares.engine.expected_requests import ExpectedRequests
 from ares.engine.kv_events import KvEventLog
 from ares.engine.learning import service
 from ares.engine.lease import ControllerLease
@@ -93,6 +94,8 @@ class ControlChannel:
 
     Attributes
     ----------
+    expected
+        The requests that gateways have announced.
     refused
         How many connections were refused.
     draining
@@ -124,6 +127,7 @@ class ControlChannel:
         self._drain_deadline: float | None = None
         self.disconnected: dict[str, float] = {}
         self._lease = ControllerLease()
+        self.expected = ExpectedRequests()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._stopping = False
         self.refused = 0
@@ -253,6 +257,8 @@ class ControlChannel:
                 self._subscribe(sender, command)
             elif isinstance(command, messages.Drain):
                 self.drain(command.draining, command.deadline_s)
+            elif isinstance(command, messages.Expect):
+                self.expected.add(command.key, command.within_s, time.monotonic())
             elif isinstance(command, messages.ChangeRole):
                 self._outgoing.append((sender, rpc.encode(self._roles.order(command, time.monotonic()))))
             elif isinstance(command, messages.Lease):

@@ -28,6 +28,7 @@ from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
 from vllm.v1.core.sched.utils import check_sequence_repetition
 from vllm.v1.core.single_type_kv_cache_manager import SingleTypeKVCacheManager
+from vllm.v1.engine.core import EngineCoreProc
 from vllm.v1.kv_cache_interface import (
     ChunkedLocalAttentionSpec,
     CircularBufferSpec,
@@ -98,6 +99,8 @@ ATTRIBUTES: dict[type, tuple[str, ...]] = {
     AsyncOutput: ("get_output",),
     AsyncGPUModelRunnerOutput: ("get_output",),
     Request: ("num_tokens", "num_output_tokens", "is_finished"),
+    # For requests that are waited for (engine/connector/late_scheduling.py).
+    EngineCoreProc: ("_process_input_queue", "_handle_client_request"),
     # For resuming output (engine/connector/resume_output.py).
     StructuredOutputGrammar: ("accept_tokens",),
     StructuredOutputManager: ("accept_tokens",),
@@ -136,6 +139,7 @@ INSTANCE_ATTRIBUTES: dict[type, tuple[str, ...]] = {
         "_invalid_remote_engines",
         "nixl_wrapper",
     ),
+    EngineCoreProc: ("batch_queue", "input_queue"),
     SchedulerOutput: (
         "finished_req_ids",
         "scheduled_new_reqs",
@@ -207,6 +211,7 @@ __all__ = [
     "CachedRequestData",
     "ChunkedLocalAttentionSpec",
     "CircularBufferSpec",
+    "EngineCoreProc",
     "FlexibleArgumentParser",
     "KVConnectorRole",
     "KVConnectorWorkerMetadata",

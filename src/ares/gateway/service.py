@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from ares.config import GatewayConfig
 from ares.gateway.control.backlog import Backlog
+from ares.gateway.control.closing import Closing
 from ares.gateway.control.controller import Controller
 from ares.gateway.control.drain import Drainer
 from ares.gateway.control.predictions import PredictionScores, rows_by_key
@@ -152,6 +153,7 @@ class Gateway:
         self.pool: Pool
         self.membership: Membership
         self.controller: Controller
+        self.closing: Closing
         self.roles: RoleChanges
         self.role_planner = RolePlanner(self, tuning)
         self.drainer = Drainer(self, self._spawn, tuning)
@@ -197,9 +199,8 @@ class Gateway:
             self.tuning,
             self.counts,
         )
-        self.roles = RoleChanges(
-            self.pool, self.metrics, self.controller.lease, self._spawn, config.telemetry_interval_s, self.tuning
-        )
+        self.closing = Closing(self.controller.lease, self._spawn, config.telemetry_interval_s, self.tuning)
+        self.roles = RoleChanges(self.pool, self.metrics, self.closing, self.tuning)
         logger.info("this gateway is called %s", self.name)
         self.pool.start()
         self._spawn(self.controller.admit_waiting())
@@ -217,7 +218,7 @@ class Gateway:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.controller.lease.release()
+        await self.controller.lease.end()
         self.recorder.describe(self.config.model, self.controller.preset, self.pool.instances)
         await self.pool.stop()
         await self.http.close()

@@ -66,6 +66,8 @@ class Tuning:
     """An instance that has sent a token, or was asked, within this long may be alive, even without telemetry."""
     report_lag_s: float = 1.0
     """How long a `CutResult` may trail the end of the stream that it explains, or a `KvReceived` the first token."""
+    expect_s: float = 2.0
+    """How long a target waits for a request that is moved to it: a cut takes two to three steps of its source."""
     pinned_kv_kept_s: float = PREFILLED_KV_KEPT_S
     """How long KV that waits to be pulled is sure to be there."""
 
@@ -95,8 +97,8 @@ class Tuning:
     """Moves that have not ended by then are not waited for before the lease is given back."""
     role_period_s: float = 2.0
     """Between two plans of the roles of instances."""
-    role_lease_s: float = 5.0
-    """A change of role waits so long for the lease."""
+    closing_lease_s: float = 5.0
+    """A drain or a change of role waits so long for the lease."""
     role_answer_s: float = 2.0
     """For an instance to answer an order of a role."""
     lease_answer_s: float = 0.5

@@ -20,6 +20,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def read(files: Iterable[Path], seed: int = 0, note: Callable[[str], None] = lam
     found: dict[str, Prompt] = {}
     repeated = 0
     for file in files:
-        for text in _read_file(file, note):
+        for text, *_ in _read_file(file, note, later=False):
             prompt = Prompt.of(text)
             repeated += prompt.id in found
             found.setdefault(prompt.id, prompt)
@@ -82,15 +83,29 @@ def read(files: Iterable[Path], seed: int = 0, note: Callable[[str], None] = lam
     return prompts
 
 
-def _read_file(file: Path, note: Callable[[str], None]) -> list[str]:
+def read_conversations(
+    files: Iterable[Path], seed: int = 0, note: Callable[[str], None] = lambda _: None
+) -> list[list[str]]:
+    """Read files as `read` does, and return all that the user says in each conversation; of a prompt that is all."""
+    found = {tuple(texts): texts for file in files for texts in _read_file(file, note, later=True)}
+    conversations = list(found.values())
+    random.Random(seed).shuffle(conversations)  # noqa: S311 - an order, not a secret
+    return conversations
+
+
+def _read_file(file: Path, note: Callable[[str], None], *, later: bool) -> list[list[str]]:
+    """Return what the user says in each prompt of a file: the first message, and those after it where `later` is."""
     try:
         lines = list(read_lines(file))
     except TextFileError as error:
         raise PredictorError(str(error)) from error
-    texts = _of_objects(file, lines, note) if _holds_objects(file, lines, note) else _of_lines(lines)
-    if not texts:
+    if _holds_objects(file, lines, note):
+        found = _of_objects(file, lines, note, later=later)
+    else:
+        found = [[text] for text in _of_lines(lines)]
+    if not found:
         raise PredictorError(f"{file}: no prompts in it")
-    return texts
+    return found
 
 
 def _holds_objects(file: Path, lines: list[str], note: Callable[[str], None]) -> bool:
@@ -121,26 +136,27 @@ def _of_lines(lines: list[str]) -> list[str]:
     return [text for line in lines if (text := line.strip(" \t")).strip()]
 
 
-def _of_objects(file: Path, lines: list[str], note: Callable[[str], None]) -> list[str]:
-    texts = []
+def _of_objects(file: Path, lines: list[str], note: Callable[[str], None], *, later: bool) -> list[list[str]]:
+    found = []
     unread: Counter[str] = Counter()
     for where, row in _objects(file, lines):
         taken = _fields(row, where)
         value = row[taken[0]]
         if isinstance(value, list):
-            text = _first_of_user(value, where)
+            texts = list(islice(_of_user(value, where), None if later else 1))
             unread["messages of the system"] += "system" in _speakers(value)
-            unread["later messages of the user"] += sum(speaker in _USERS for speaker in _speakers(value)) > 1
+            several = sum(speaker in _USERS for speaker in _speakers(value)) > 1
+            unread["later messages of the user"] += several and not later
         else:
-            text = "\n\n".join(row[name] for name in taken)
-        if text.strip():
-            texts.append(_encodable(text, where))
+            texts = [text for text in ["\n\n".join(row[name] for name in taken)] if text.strip()]
+        if texts:
+            found.append([_encodable(text, where) for text in texts])
         else:
             unread["conversations without a message of a user"] += 1
         unread.update(f"`{name}`" for name, other in row.items() if name not in taken and _holds_text(other))
     if +unread:
         note(f"{file}: not read: {', '.join(f'{what} ({count})' for what, count in (+unread).items())}")
-    return texts
+    return found
 
 
 def _objects(file: Path, lines: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -191,8 +207,8 @@ def _holds(value: Any) -> bool:
     return _holds_text(value) if isinstance(value, str) else value not in (None, [], {})
 
 
-def _first_of_user(turns: list[Any], where: str) -> str:
-    """Return the first message of the user of a conversation; empty where there is none."""
+def _of_user(turns: list[Any], where: str) -> Iterator[str]:
+    """Yield the messages of the user of a conversation, without empty ones."""
     speaker: Any
     content: Any
     for turn in turns:
@@ -205,8 +221,7 @@ def _first_of_user(turns: list[Any], where: str) -> str:
         if speaker in _USERS:
             text = _joined(content, where)
             if text.strip():
-                return text
-    return ""
+                yield text
 
 
 def _speakers(turns: list[Any]) -> list[Any]:

@@ -119,6 +119,13 @@ class Release(msgspec.Struct, frozen=True, tag="release"):
     key: str
 
 
+class Expect(msgspec.Struct, frozen=True, tag="expect"):
+    """Request `key` is about to come, within `within_s`: let it into the next step, where waiting delays no step."""
+
+    key: _ShortKey
+    within_s: _Amount
+
+
 class Drain(msgspec.Struct, frozen=True, tag="drain"):
     """Report to every gateway that the instance takes no new work, or takes work again.
 
@@ -187,6 +194,7 @@ Command = (
     | Cut
     | Copy
     | Release
+    | Expect
     | Drain
     | ChangeRole
     | Lease
@@ -218,7 +226,8 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     whose blocks come from the pool of `kv_blocks`; none means a single one that grows with every token.
     `configuration` is what the engine runs with: no request moves between instances that differ in what decides KV
     or tokens. `learns` is whether it answers a `TakeRecorded` and a `CheckpointPart`. `roles` are those that it can
-    have: it answers a `ChangeRole` if there are any. An instance of an earlier version does not send the last eight.
+    have: it answers a `ChangeRole` if there are any. `expects` is whether it understands an `Expect`. An instance of an
+    earlier version does not send the last nine.
     """
 
     name: str
@@ -241,6 +250,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     learns: bool = False
     kv_events: bool = False
     roles: list[Role] = []
+    expects: bool = False
 
 
 class Row(msgspec.Struct, frozen=True, array_like=True):

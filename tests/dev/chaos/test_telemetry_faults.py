@@ -114,8 +114,9 @@ def test_of_many_decisions_some_are_logged(tmp_path: Path) -> None:
 
 def test_decisions_fail_by_their_own_number(monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(dispatches: int) -> list[bool]:
-        for name in ("prefill_policy", "dispatcher", "admission_policy"):
+        for name in ("prefill_policy", "dispatcher", "admission_policy", "copier"):
             monkeypatch.setattr(gateway.controller, name, lambda *_: Mock())
+        monkeypatch.setattr(gateway.role_planner, "role_policy", lambda *_: Mock())
         for name in ("rebalancer", "avoid_oom"):
             monkeypatch.setattr(gateway.rebalancing, name, lambda *_: Mock())
         gateway.install(7, 0.5)

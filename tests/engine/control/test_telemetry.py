@@ -67,6 +67,14 @@ def test_all_subscribers_see_a_drain_until_it_is_revoked(instance: Instance) -> 
         gateway.close()
 
 
+def test_an_announced_request_is_expected_at_once(instance: Instance) -> None:
+    gateway = Gateway(instance.address)
+    gateway.send(messages.Expect("gateway/1/2", 60.0))
+    until(lambda: instance.channel.expected.until(0.0) > 0.0)
+    assert not instance.channel.waiting, "the engine thread takes commands after it has scheduled"
+    gateway.close()
+
+
 def test_all_subscribers_see_the_deadline_of_a_drain(instance: Instance) -> None:
     operator, other = Gateway(instance.address), Gateway(instance.address)
     for gateway in (operator, other):

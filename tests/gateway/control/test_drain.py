@@ -309,6 +309,25 @@ async def test_the_last_open_instance_of_its_kind_is_drained_by_force_only(
         assert (await service.client.post(route, json={"deadline_s": 5})).status_code == 200
 
 
+@pytest.mark.parametrize("how", ["drain", "role"])
+async def test_of_two_gateways_that_close_the_last_two_instances_one_is_refused(
+    fakes: list[FakeInstance], model_folder: Path, how: str
+) -> None:
+    async with serving(fakes, model_folder) as service, serving(fakes, model_folder) as second:
+        await eventually(lambda: all(i.open for g in (service.gateway, second.gateway) for i in g.pool.instances))
+        path = "/admin/v1/instances/decode-1"
+        closing = {
+            "drain": lambda: second.client.post(f"{path}/drain", json={}),
+            "role": lambda: second.client.post(f"{path}/role", json={"role": "prefill"}),
+        }[how]
+        replies = await asyncio.gather(service.client.post("/admin/v1/instances/decode-0/drain", json={}), closing())
+        assert sorted(reply.status_code for reply in replies) == [200, 409]
+        (refused,) = [reply for reply in replies if reply.status_code == 409]
+        assert refused.json()["error"]["code"] == "last_instance"
+        for gateway in (service.gateway, second.gateway):
+            await eventually(lambda gateway=gateway: gateway.pool.ready)
+
+
 async def test_by_force(fakes: list[FakeInstance], model_folder: Path) -> None:
     async with serving(fakes, model_folder) as service:
         await eventually(lambda: all(i.open for i in service.gateway.pool.instances))

@@ -121,6 +121,19 @@ async def test_a_turn_that_is_taken_on_is_not_ended_by_the_decision_before(
         await second.controller.lease.release()
 
 
+async def test_a_turn_to_close_an_instance_is_not_ended_by_a_decision_of_moves(
+    fakes: list[FakeInstance], model_folder: Path
+) -> None:
+    async with gateways(fakes, model_folder, preset="off") as (first, second):
+        lease = first.controller.lease
+        async with first.closing.turn():
+            assert await lease.acquire(1.0)
+            await lease.release()
+            assert not await second.controller.lease.acquire(0.1)
+        assert await second.controller.lease.acquire(5.0)
+        await second.controller.lease.release()
+
+
 async def test_moves_without_end_do_not_keep_others_from_their_turn(
     fakes: list[FakeInstance], model_folder: Path
 ) -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from ares.cli import operator_tables
 from ares.config import ConfigError, load
+from ares.gateway.records.replay import replay
 from ares.gateway.service import Gateway
 from ares.gateway.tuning import DEFAULT
 from ares.policy import DecisionError
@@ -28,7 +29,9 @@ AT_ONCE = {"smoothing_s": 0.0, "patience_s": 0.0, "cooldown_s": 0.0}
 
 
 @contextlib.asynccontextmanager
-async def planning(folder: Path, mode: str) -> AsyncIterator[tuple[Gateway, list[FakeInstance], list[Client]]]:
+async def planning(
+    folder: Path, mode: str, log: Path | None = None
+) -> AsyncIterator[tuple[Gateway, list[FakeInstance], list[Client]]]:
     """Two prefill instances, and one decode instance with requests for nearly all of its memory."""
     async with instances("prefill", "prefill", "decode", vocabulary=VOCABULARY) as fakes:
         for fake in fakes:
@@ -36,7 +39,7 @@ async def planning(folder: Path, mode: str) -> AsyncIterator[tuple[Gateway, list
             await fake.die()
             await fake.start()
         settings: Any = {"role_planner": mode, "role_planner_settings": AT_ONCE if mode != "off" else {}}
-        made = Gateway(configuration(fakes, **settings), folder, replace(DEFAULT, role_period_s=0.05))
+        made = Gateway(configuration(fakes, decision_log=log, **settings), folder, replace(DEFAULT, role_period_s=0.05))
         gateway = await started(made)
         fakes[2].hold_at = 35
         clients = [Client(gateway, name=f"r{n}") for n in range(9)]
@@ -54,8 +57,9 @@ def roles(gateway: Gateway) -> list[str]:
     return sorted(i.role for i in gateway.pool.instances)
 
 
-async def test_it_changes_a_role_where_it_acts(model_folder: Path) -> None:
-    async with planning(model_folder, "act") as (gateway, _, _clients):
+async def test_it_changes_a_role_where_it_acts(model_folder: Path, tmp_path: Path) -> None:
+    log = tmp_path / "decisions.jsonl"
+    async with planning(model_folder, "act", log) as (gateway, _, _clients):
         await eventually(lambda: roles(gateway) == ["decode", "decode", "prefill"])
         changes = [change for change in gateway.pool.changes.since(0) if change.state == "planned decode"]
         assert len(changes) == 1
@@ -66,6 +70,11 @@ async def test_it_changes_a_role_where_it_acts(model_folder: Path) -> None:
                          or "low" in str(gateway.role_planner.status["reason"])
                          or "one instance only" in str(gateway.role_planner.status["reason"]))  # fmt: skip
         assert roles(gateway) == ["decode", "decode", "prefill"]
+    # Its plans are made again from the log, the first one too, and under any preset.
+    for again in (replay(log, None), replay(log, "static-rr")):
+        assert not [one for one in again.differences if "become_" in str(one)]
+        assert again.made["become_decode"] == again.logged["become_decode"] == 1
+        assert again.made["become_prefill"] == 0
 
 
 async def test_it_says_once_what_it_would_change_where_it_advises(model_folder: Path) -> None:
@@ -138,7 +147,7 @@ async def test_of_two_gateways_that_plan_at_the_same_time_one_acts(
 ) -> None:
     """Both have looked before either has changed a role: the second plan is about a pool that is no more."""
     async with instances("prefill", "prefill", "prefill", "decode", vocabulary=VOCABULARY) as fakes:
-        tuning = replace(DEFAULT, role_period_s=1e6, role_lease_s=30.0)
+        tuning = replace(DEFAULT, role_period_s=1e6, closing_lease_s=30.0)
         config = configuration(fakes, role_planner="act")
         gateways = [await started(Gateway(config, model_folder, tuning)) for _ in range(2)]
 

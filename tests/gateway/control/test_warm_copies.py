@@ -10,6 +10,7 @@ import pytest
 
 from ares.gateway.control.prefill_choice import PrefillChoice
 from ares.gateway.control.warm_copies import WarmCopy, warm_copy
+from ares.gateway.records.replay import replay
 from ares.gateway.service import Gateway
 from ares.gateway.tuning import Tuning
 from tests.gateway.fakes import FakeInstance, instances
@@ -34,13 +35,19 @@ def decoding(count: int) -> list[Literal["decode"]]:
 
 @contextlib.asynccontextmanager
 async def serving(
-    folder: Path, *, preset: str = "off", settings: list[str] = ON, tuning: Tuning = IMPATIENT, decode: int = 3
+    folder: Path,
+    *,
+    preset: str = "off",
+    settings: list[str] = ON,
+    tuning: Tuning = IMPATIENT,
+    decode: int = 3,
+    log: Path | None = None,
 ) -> AsyncIterator[tuple[Gateway, list[FakeInstance]]]:
     """A prefill and some decode instances, whose outputs stop at `HELD` tokens until they are let go on."""
     async with instances("prefill", *decoding(decode), vocabulary=VOCABULARY) as fakes:
         for fake in fakes[1:]:
             fake.hold_at = len(PROMPT) + HELD
-        config = configuration(fakes, preset=preset, settings=settings, period_s=0.02)
+        config = configuration(fakes, preset=preset, settings=settings, period_s=0.02, decision_log=log)
         gateway = await started(Gateway(config, folder, tuning))
         yield gateway, fakes
         for fake in fakes:
@@ -104,6 +111,66 @@ async def test_off_copies_nothing(model_folder: Path) -> None:
         client.check(200)
         assert all(not one.copies for one in fakes)
         assert sample(gateway, "ares_resumptions_total", where="prefill") == 1
+
+
+async def test_an_attempt_that_fails_is_no_resumption(model_folder: Path) -> None:
+    async with serving(model_folder) as (gateway, fakes):
+        client = Client(gateway, 200, prompt=PROMPT)
+        source, target = await copied(gateway, client)
+        fake(fakes, target).faults.refuse = 500
+        await fake(fakes, source).die()
+        let_go(fakes)
+        await client.finish()
+        client.check(200)
+        # It runs on the third instance, which had nothing of it cached.
+        assert sample(gateway, "ares_resumptions_total", where="decode") == 1
+        assert sample(gateway, "ares_resumed_cached_tokens_total") == 0
+
+
+async def test_prefills_that_fail_are_no_resumptions(model_folder: Path) -> None:
+    async with serving(model_folder, settings=[]) as (gateway, fakes):
+        client = Client(gateway, 200, prompt=PROMPT)
+        session = await client.reached(HELD)
+        assert session.instance is not None
+        fakes[0].faults.refuse = 500
+        await fake(fakes, session.instance.name).die()
+        let_go(fakes)
+        await client.finish()
+        client.check(200)
+        found = [sample(gateway, "ares_resumptions_total", where=where) for where in ("prefill", "decode")]
+        assert found == [0, 1]
+
+
+async def test_where_nothing_is_cached_a_prefill_instance_computes_it(model_folder: Path) -> None:
+    async with serving(model_folder, preset="least-time", settings=[]) as (gateway, fakes):
+        client = Client(gateway, 200, prompt=PROMPT)
+        session = await client.reached(HELD)
+        assert session.instance is not None
+        await fake(fakes, session.instance.name).die()
+        let_go(fakes)
+        await client.finish()
+        client.check(200)
+        found = [sample(gateway, "ares_resumptions_total", where=where) for where in ("prefill", "decode")]
+        assert found == [1, 0]
+        assert sample(gateway, "ares_resumed_cached_tokens_total") == 0
+
+
+async def test_logged_copies_are_decided_again(model_folder: Path, tmp_path: Path) -> None:
+    log = tmp_path / "decisions.jsonl"
+    async with serving(model_folder, log=log) as (gateway, fakes):
+        clients = [
+            Client(gateway, 200, name=name, prompt=[*PROMPT[:-1], n]) for n, name in enumerate(("request", "other"))
+        ]
+        source, _ = await copied(gateway, clients[0])
+        await fake(fakes, source).die()
+        let_go(fakes)
+        for client in clients:
+            await client.finish()
+    again = replay(log, None)
+    assert again.differences == []
+    assert again.logged["copy"] > 1
+    assert '"resumption"' in log.read_text()
+    assert replay(log, "ares").made["copy"] == 0, "it copies nothing"
 
 
 async def test_a_copy_whose_instance_dies_is_forgotten_and_made_elsewhere(model_folder: Path) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ares.engine.control import ControlChannel, EngineCommand, GatewayDisconnected
+from ares.engine.expected_requests import ExpectedRequests
 from ares.mock_engine import report
 from ares.mock_engine.transfer import kv_transfer_params
 from ares.protocol import messages
@@ -17,6 +18,18 @@ if TYPE_CHECKING:
     from tests.gateway.fakes.engine import SteeredInstance
 
 BLOCK = 16
+
+
+class _Announced(ExpectedRequests):
+    """Keeps the keys of what is announced."""
+
+    def __init__(self, keys: list[str]) -> None:
+        super().__init__()
+        self._keys = keys
+
+    def add(self, key: str, within_s: float, now: float) -> None:
+        self._keys.append(key)
+        super().add(key, within_s, now)
 
 
 class SteeredChannel(ControlChannel):
@@ -35,6 +48,7 @@ class SteeredChannel(ControlChannel):
             prefix_caching=fake.prefix_caching,
             carries=list(fake.carries),
             leases=fake.leases,
+            expects=True,
             roles=hello.roles if fake.roles is None else fake.roles,
             configuration=dict(fake.configuration),
             max_num_seqs=0,
@@ -42,6 +56,7 @@ class SteeredChannel(ControlChannel):
         )
         key = ControlKey(fake.control_key) if fake.control_key is not None else None
         super().__init__(engine.control_address, hello, SteeredTelemetry(engine), notify=notify, key=key)
+        self.expected = _Announced(fake.announced)
 
     @property
     def waiting(self) -> bool:

@@ -63,6 +63,8 @@ class FakeInstance:
         """What it says to restore, from the next start on."""
         self.roles: list[messages.Role] | None = None
         """Roles that it says it can have, from the next start on; None: all."""
+        self.announced: list[str] = []
+        """Keys of the requests that were to be expected."""
         self.leases = True
         """Whether it is of a version that answers a `Lease`."""
         self.pull_bytes_per_s = 0.0

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 from collections.abc import AsyncIterator, Callable
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from ares.gateway.http.connection import Connection, Limits
 from ares.gateway.http.responses import DirectSend, EventStream, Write
@@ -322,3 +324,23 @@ async def answer_to_half_closed(port: int, requests: bytes) -> bytes:
     answer = await reply(reader)
     writer.close()
     return answer
+
+
+async def test_requests_leave_nothing_to_garbage_collection() -> None:
+    def running() -> list[RequestResponseCycle]:
+        return [found for found in gc.get_objects() if type(found) is RequestResponseCycle]
+
+    gc.collect()
+    gc.disable()
+    try:
+        async with serving() as (app, port):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(GET.replace(b"/ HTTP", b"/left HTTP") + b"\r\n")
+            await eventually(lambda: b"/left" in app.written, 60)
+            assert running()
+            writer.close()
+            await eventually(lambda: b"/left" in app.ended and not running(), 60)
+            assert await echoes(port, b"POST /echo HTTP/1.1\r\nHost: x\r\n" + WHOLE) == [b"POST hello world"]
+            await eventually(lambda: not running(), 60)
+    finally:
+        gc.enable()

@@ -2,15 +2,18 @@
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
 
+from ares.gateway.pool.connections import Connection
 from ares.gateway.pool.discovery import Unusable, describe
-from ares.gateway.pool.generate import EngineClient, EngineLostError, EngineRefusedError, http_client
+from ares.gateway.pool.generate import EngineClient, EngineLostError, EngineRefusedError, Stream, http_client
 from ares.gateway.pool.health import Status
 from ares.gateway.tuning import DEFAULT
+from tests.waiting import eventually
 
 PIECE = b"x" * (1 << 16)
 BODY: dict[str, Any] = {"token_ids": [1]}
@@ -132,3 +135,27 @@ async def test_a_description_without_end(endless: Endless) -> None:
             while not endless.ended:  # noqa: ASYNC110 - nothing announces it
                 await asyncio.sleep(0.01)
     assert endless.sent < 32 << 20
+
+
+async def test_a_reply_leaves_nothing_to_garbage_collection() -> None:
+    def alive() -> list[object]:
+        return [found for found in gc.get_objects() if type(found) in (Stream, Connection)]
+
+    body = b'data: {"choices":[{"token_ids":[7],"finish_reason":"length"}]}\n\n'
+    whole = b'{"choices":[{"token_ids":[7],"finish_reason":"length"}]}'
+    gc.collect()
+    gc.disable()
+    try:
+        async with answering(200, len(body), body) as client:
+            stream = await client.stream(BODY)
+            assert [[delta.token_ids for delta in batch] async for batch in stream.batches()] == [[[7]]]
+            stream.close()
+            del stream
+            await eventually(lambda: not alive(), 60)
+        async with answering(200, len(whole), whole) as client:
+            delta, _ = await client.complete(BODY)
+            assert delta.token_ids == [7]
+            client.close()
+            await eventually(lambda: not alive(), 60)
+    finally:
+        gc.enable()

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import msgspec
 import pytest
 
 from ares.gateway.openai.sampling import Sampling
@@ -154,6 +155,28 @@ async def test_one_move(cluster: FakeCluster, start: Start) -> None:
     # All but the newest token's KV was pulled.
     assert record.pulled_tokens == len(cluster.fakes["decode-1"].asked[0]["token_ids"]) - 1
     await cluster.quiet()
+
+
+async def test_the_target_is_told_before_the_source_ends(cluster: FakeCluster, start: Start) -> None:
+    """Under the key that the request then comes with; only the target, and only where it understands that."""
+    target = cluster.fakes["decode-1"]
+    run = start(80)
+    await run.reached(10)
+    assert (await run.move("decode-1")).outcome == "moved"
+    await run.finish()
+    assert target.announced == [target.asked[0]["kv_transfer_params"]["ares_key"]]
+    assert not cluster.fakes["decode-0"].announced
+
+
+async def test_an_earlier_version_is_not_told(cluster: FakeCluster, start: Start) -> None:
+    target, state = cluster.fakes["decode-1"], cluster.instance("decode-1").state
+    assert state.hello is not None
+    state.hello = msgspec.structs.replace(state.hello, expects=False)
+    run = start(80)
+    await run.reached(10)
+    assert (await run.move("decode-1")).outcome == "moved"
+    await run.finish()
+    assert not target.announced
 
 
 async def test_many_moves_back_and_forth(cluster: FakeCluster, start: Start) -> None:

@@ -1,6 +1,7 @@
 """`ares bench live`: static placement and ARES over the same running engines, in turns."""
 
 import asyncio
+import itertools
 import random
 import statistics
 from functools import partial
@@ -16,7 +17,7 @@ from ares import extras
 from ares.bench import sse
 from ares.bench.environment import describe, write
 from ares.bench.live import client, load, multi_turn, saved, summary
-from ares.bench.live.conversations import conversations
+from ares.bench.live.conversations import Conversation, conversations, said_in
 from ares.bench.options import JsonFile, Model, Port, Simulate
 from ares.engine.defaults import local_flags
 from ares.local_cluster import cluster as local
@@ -73,7 +74,12 @@ def command(
         str,
         typer.Option(help="Presets to compare, separated by commas; the others are compared with the static ones."),
     ] = (PRESETS),
-    prompts: Annotated[list[Path] | None, typer.Option(help="Prompt files (JSONL or text) for real engines.")] = None,
+    prompts: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Prompt files (JSONL or text) for real engines; for multi-turn, what users say in their conversations."
+        ),
+    ] = None,
     simulate: Simulate = None,
     workload: Annotated[
         str,
@@ -95,6 +101,9 @@ def command(
         ),
     ] = 2048,
     kv_bytes: Annotated[str, typer.Option(help="KV memory of each decode instance, on real engines.")] = "100M",
+    block_size: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a KV block of the real engines; by default what vLLM chooses.")
+    ] = None,
     kv_tokens: Annotated[
         int | None, typer.Option(help="With --simulate: KV capacity instead of the profile's.")
     ] = None,
@@ -134,6 +143,7 @@ def command(
     caching = ["--enable-prefix-caching"] if workload == multi_turn.NAME else []
     mock_flags = [*caching, *(["--kv-tokens", str(kv_tokens)] if kv_tokens is not None else [])]
     engine_flags = ["--kv-cache-memory-bytes", kv_bytes, "--max-model-len", str(max_model_len), "--dtype", dtype]
+    engine_flags += ["--block-size", str(block_size)] if block_size is not None else []
     gap = "none" if json_gap(slo_gap) is None else str(slo_gap)
     settings = local.ClusterSettings(
         model=model,
@@ -146,18 +156,19 @@ def command(
         gateway_flags=("--slo-ttft-s", str(slo_ttft), "--slo-tpot-s", str(slo_tpot), "--slo-gap-s", gap),
     )
     if workload == multi_turn.NAME:
-        given: dict[str, object] = {
-            "--prompts": prompts,
-            "--runs": runs_file,
-            "--report": report,
-            "--predictor": predictor,
-        }
+        given: dict[str, object] = {"--runs": runs_file, "--report": report, "--predictor": predictor}
         given |= {"--load": load_factor != 1.0, "--limit": limit != _LIMIT}
         if without := [flag for flag, value in given.items() if value]:
             exit_with_error(f"{without[0]} has no effect with --workload {workload}: leave it out")
         longest = multi_turn.LONGEST if simulate else max_model_len
-        chats = [conversations(requests, rate, longest, each) for each in range(seed, seed + rounds)]
+        chats = _conversations(prompts, model, requests, rate, longest, range(seed, seed + rounds))
         described = {"model": model, "engines": f"mock: {simulate}" if simulate else "vLLM", "rate": rate}
+        described |= {
+            "prompts": [file.name for file in prompts or []],
+            "seed": seed,
+            "kv_tokens": kv_tokens,
+            "dtype": dtype,
+        }
         multi_turn.run(settings, names, chats, described, json_file)
         return
     if simulate is None and not prompts:
@@ -221,6 +232,15 @@ def _note(text: str) -> None:
 
 def _ignore(_text: str) -> None:
     """Show no note: the first round has shown it."""
+
+
+def _conversations(
+    files: list[Path] | None, model: str, count: int, rate: float, longest: int, seeds: range
+) -> list[list[Conversation]]:
+    """Return the conversations of each round."""
+    notes = itertools.chain([_note], itertools.repeat(_ignore))
+    said = [said_in(files, model, seed, note) if files else () for seed, note in zip(seeds, notes, strict=False)]
+    return [conversations(count, rate, longest, seed, texts) for seed, texts in zip(seeds, said, strict=True)]
 
 
 def _simulated_load(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 from rich.console import Console
@@ -21,6 +21,9 @@ from ares.bench.percentiles import median_interval, percentiles
 from ares.local_cluster import cluster as local
 from ares.terminal import tables
 from ares.terminal.progress import progress_display
+
+if TYPE_CHECKING:
+    from ares.bench.live.simulated_prefixes import Simulated
 
 NAME = "multi-turn"
 # Tokens of the longest conversation on mock engines.
@@ -45,7 +48,13 @@ async def _computed(http: aiohttp.ClientSession, status: dict[str, Any]) -> floa
 
 
 async def _run(
-    url: str, model: str, preset: str, load: list[Conversation], salt: str, done: Callable[[], None]
+    url: str,
+    model: str,
+    preset: str,
+    load: list[Conversation],
+    salt: str,
+    simulated: "Simulated | None",
+    done: Callable[[], None],
 ) -> dict[str, Any]:
     """Run all conversations under a preset; return the figures."""
     async with sse.session() as http:
@@ -57,7 +66,10 @@ async def _run(
         seen = await asyncio.gather(*(converse(http, url, model, one, start, salt, done) for one in load))
         await wait_until_idle(http, url)
         computed = await _computed(http, await gateway_status(http, url)) - before
-    return figures(preset, load, list(seen), computed)
+    found = figures(preset, load, list(seen), computed)
+    if simulated is not None:
+        found["simulated_hit_rate"] = simulated.hit_rate(preset, load, seen)
+    return found
 
 
 def figures(preset: str, load: list[Conversation], seen: list[list[Observed]], computed: float) -> dict[str, Any]:
@@ -77,13 +89,19 @@ def figures(preset: str, load: list[Conversation], seen: list[list[Observed]], c
         "prompt_tokens": prompts,
         "prompt_tokens_computed": computed,
         "share_computed": computed / max(prompts, 1),
+        "hit_rate": 1.0 - computed / max(prompts, 1),
         # Blocks are whole, and the last token of a prompt is always computed: slightly below 1 at best.
         "share_of_reusable_found": (prompts - computed) / max(reusable, 1),
     }
 
 
 async def _measure(
-    url: str, model: str, presets: list[str], rounds: list[list[Conversation]], console: Console
+    url: str,
+    model: str,
+    presets: list[str],
+    rounds: list[list[Conversation]],
+    simulated: "Simulated | None",
+    console: Console,
 ) -> list[list[dict[str, Any]]]:
     every = []
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
@@ -95,16 +113,21 @@ async def _measure(
                 turns = sum(len(one.turns) for one in load)
                 task = progress.add_task(f"round {number + 1}, {name}", total=turns)
                 salt = f"{number}-{name}"
-                runs.append(await _run(url, model, name, load, salt, partial(progress.advance, task)))
+                runs.append(await _run(url, model, name, load, salt, simulated, partial(progress.advance, task)))
             every.append(sorted(runs, key=lambda run: presets.index(run["preset"])))
     return every
 
 
 def measure(
-    url: str, model: str, presets: list[str], rounds: list[list[Conversation]], console: Console
+    url: str,
+    model: str,
+    presets: list[str],
+    rounds: list[list[Conversation]],
+    simulated: "Simulated | None",
+    console: Console,
 ) -> dict[str, Any]:
     """Run every preset over the same conversations, in turns; return the figures, and ratios paired by round."""
-    every = asyncio.run(_measure(url, model, presets, rounds, console))
+    every = asyncio.run(_measure(url, model, presets, rounds, simulated, console))
     bases = [name for name in presets if name.startswith("static") or name == "off"] or presets[:1]
     ratios = [_ratio(every, presets, name, base) for name in presets for base in bases if name != base]
     return {"rounds": [{"runs": runs} for runs in every], "ratios": ratios}
@@ -135,8 +158,13 @@ def run(
 ) -> None:
     """Start a cluster, measure, and print and write the result; `described` are further fields of it."""
     console = Console(stderr=True)
+    simulated = None
+    if settings.simulate is not None and settings.prefill:
+        from ares.bench.live.simulated_prefixes import Simulated  # importing the simulator takes a while
+
+        simulated = Simulated.of(settings.simulate, described["kv_tokens"], settings.prefill)
     with local.running(settings, console) as cluster:
-        measured = measure(cluster.url, settings.model, presets, rounds, console)
+        measured = measure(cluster.url, settings.model, presets, rounds, simulated, console)
     result = {
         "benchmark": f"live {NAME}",
         **described,
@@ -154,6 +182,7 @@ def run(
 def show(result: dict[str, Any], presets: list[str]) -> None:
     """Print the figures: medians over the rounds."""
     rounds = result["rounds"]
+    simulated = "simulated_hit_rate" in rounds[0]["runs"][0]
     columns = (
         "later turns\nTTFT p50 s",
         "p99 s",
@@ -161,6 +190,7 @@ def show(result: dict[str, Any], presets: list[str]) -> None:
         "TPOT\np50 ms",
         "computed\n%",
         "of reusable\n%",
+        "simulated hits,\nmeasured %",
     )
     table = tables.table("preset", *columns, title=f"medians over {len(rounds)} rounds")
 
@@ -182,6 +212,9 @@ def show(result: dict[str, Any], presets: list[str]) -> None:
             f"{1e3 * median(name, 'tpot_s', 'p50'):.1f}",
             f"{100 * median(name, 'share_computed'):.1f}",
             f"{100 * median(name, 'share_of_reusable_found'):.1f}",
+            f"{100 * median(name, 'simulated_hit_rate'):.1f}, {100 * median(name, 'hit_rate'):.1f}"
+            if simulated
+            else "",
         )
     tables.show(table)
     failed = sum(run["failed"] for one in rounds for run in one["runs"])

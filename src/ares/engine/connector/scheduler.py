@@ -16,6 +16,7 @@ from ares.engine import configuration, identity, vllm_version
 from ares.engine.connector import resources
 from ares.engine.connector.exported_kv import is_shortened, restrict_to_output
 from ares.engine.connector.kv_groups import kv_groups
+from ares.engine.connector.late_scheduling import LateScheduling
 from ares.engine.connector.precopy_pins import PrecopyPins
 from ares.engine.connector.pull import PullPolicy
 from ares.engine.connector.resume_grammar import GrammarReplay
@@ -139,6 +140,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             learns=self._learning is not None,
             kv_events=events_endpoint is not None,
             roles=list(settings.roles),
+            expects=bool(self._steps_ahead),
         )
         self._channel = ControlChannel(
             settings.control_endpoint,
@@ -148,6 +150,8 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             learning=self._learning,
             kv_events=KvEventLog(events_endpoint, events_config.topic) if events_endpoint is not None else None,
         )
+        if hello.expects:
+            LateScheduling(self._channel.expected).install()
         resources.register("scheduler", self._count_resources)
 
     def set_xfer_handshake_metadata(self, metadata: Any) -> None:
@@ -169,6 +173,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         self._tracked[request.request_id] = tracked
         if tracked.key is not None:
             self._by_key[tracked.key] = tracked
+            self._channel.expected.came(tracked.key)
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int, bool]:
         """Pull the KV that the source holds, which is less than the prompt.

@@ -192,6 +192,7 @@ class Controller:
             self._tuning,
             self._spawn,
             self._counts.processes,
+            partial(self.log.copies, name),
         )
         self.admission_decider = Decider(
             admission_policy(chosen.admission, chosen.admission_settings), decide_admissions
@@ -248,7 +249,11 @@ class Controller:
 
     def prefill_ended(self, placement: Placement, instance: Instance, cached_tokens: int | None) -> None:
         """Note that a chosen instance has answered, and how much of the prompt it had cached; None: it failed."""
-        self.prefills.ended(placement, instance, cached_tokens)
+        self._prefill_candidates.prefill_ended(placement, instance, cached_tokens)
+
+    def decode_began(self, placement: Placement, instance: Instance) -> None:
+        """Note that the first tokens of a request have come from where it decodes."""
+        self._prefill_candidates.decode_began(placement, instance)
 
     async def admit(self, session: Session, exclude: set[str]) -> Instance:
         """Wait until the session is admitted to decode, and return the instance.
@@ -275,7 +280,7 @@ class Controller:
             if exclude:
                 await self._retry(lambda: self._any_accepting(exclude), timeout_s)
             instance = await self._wait_for_admission(session, exclude)
-        self.prefills.note_sent(session.placement, instance)
+        self._prefill_candidates.admitted(session.placement, instance)
         if self._policy.preempts_largest:
             median = self.snapshots.median_remaining(session)
             session.placement.priority = min(int(memory_time(float(session.tokens), median)), LARGEST_PRIORITY)

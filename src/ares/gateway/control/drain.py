@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import Any, Protocol
 
+from ares.gateway.control.closing import Closing, ClosingError
 from ares.gateway.control.controller import Controller
 from ares.gateway.pool.instance import Instance
 from ares.gateway.pool.pool import Pool
@@ -34,6 +35,7 @@ class _Gateway(Protocol):
     pool: Pool
     metrics: Metrics
     controller: Controller
+    closing: Closing
 
     @property
     def sessions(self) -> Mapping[str, Session]: ...
@@ -73,8 +75,23 @@ class Drainer:
         self._moving: dict[str, Instance] = {}
         self._tried: dict[str, float] = {}
 
+    async def order(self, instance: Instance, deadline_s: float) -> None:
+        """Drain an instance; ClosingError where it is the last open one of its kind, or another gateway decides."""
+        if not instance.open:  # no work is taken from anybody
+            await self.drain(instance, deadline_s)
+            return
+        self._check_not_last(instance)
+        async with self._gateway.closing.turn():
+            self._check_not_last(instance)  # by what has come meanwhile
+            await self.drain(instance, deadline_s)
+
+    def _check_not_last(self, instance: Instance) -> None:
+        if (why := self._gateway.pool.lost_without(instance)) is not None:
+            message = f'{instance.name} is {why}; drain it nevertheless with --force (in the API, "force": true)'
+            raise ClosingError(409, "last_instance", message)
+
     async def drain(self, instance: Instance, deadline_s: float) -> None:
-        """Close an instance, and begin to empty it."""
+        """Close an instance, whatever is left without it, and begin to empty it."""
         logger.info("%s is draining; deadline %g s", instance.name, deadline_s)
         await instance.drain(deadline_s)
 

@@ -44,38 +44,52 @@ class Lease:
         self.missed = 0
         self._pool = pool
         self._tuning = tuning
-        self._turn = 0
+        # How often it was acquired without having been released: for moves, and to close an instance, at a time.
+        self._uses = 0
         self._since: float | None = None
+        self._asking = asyncio.Lock()
         self._moves: set[asyncio.Task[Any]] = set()
 
     async def acquire(self, within_s: float) -> bool:
         """Acquire the lease, or extend it; return whether it was granted within this time."""
-        self._turn += 1
         until = time.monotonic() + within_s
-        while not await self._granted():
-            self._since = None
-            await self._end()  # the parts that were granted would block others
+        while not await self._taken():
             pause_s = random.uniform(*_RETRY_PAUSE_S)  # noqa: S311 - no secret
             if time.monotonic() + pause_s > until:
                 self.missed += 1
                 return False
             await asyncio.sleep(pause_s)
         self.missed = 0
-        self._since = self._since or time.monotonic()
         return True
 
     async def release(self, moves: Iterable[asyncio.Task[Any]] = ()) -> None:
-        """Release the lease when these moves have ended, unless it has been extended meanwhile."""
-        turn, since = self._turn, self._since
-        if since is None:
+        """Release the lease when these moves have ended, unless it is still used otherwise: once for each `acquire`."""
+        if self._since is None:
             return
         self._moves.update(moves)
         if self._moves:
-            await asyncio.wait(self._moves, timeout=max(0.0, since + self._tuning.lease_turn_s - time.monotonic()))
-        if self._turn == turn:
-            self._since = None
-            self._moves.clear()
-            await self._end()
+            until = self._since + self._tuning.lease_turn_s
+            await asyncio.wait(self._moves, timeout=max(0.0, until - time.monotonic()))
+        self._uses -= 1
+        if self._uses <= 0:
+            await self.end()
+
+    async def end(self) -> None:
+        """Release the lease whatever it is used for."""
+        self._uses, self._since = 0, None
+        self._moves.clear()
+        await self._end()
+
+    async def _taken(self) -> bool:
+        """Ask once; return whether it is ours, once more than before."""
+        async with self._asking:
+            if await self._granted():
+                self._uses += 1
+                self._since = self._since or time.monotonic()
+                return True
+            if not self._uses:
+                await self._end()  # the parts that were granted would block others
+            return False
 
     async def _granted(self) -> bool:
         reachable = [i for i in self._pool.decode_instances if i.health.healthy]

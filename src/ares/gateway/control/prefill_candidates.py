@@ -13,7 +13,7 @@ from ares.gateway.pool.instance import Instance
 from ares.gateway.pool.pool import Pool
 from ares.gateway.records.metrics import Metrics
 from ares.gateway.session.fitness import unfit
-from ares.gateway.session.placement import Placement
+from ares.gateway.session.placement import Placement, Resumption
 from ares.gateway.session.session import Session
 
 
@@ -86,6 +86,30 @@ class PrefillCandidates:
             return None
         return chosen
 
+    def prefill_ended(self, placement: Placement, instance: Instance, cached_tokens: int | None) -> None:
+        """Note that a prefill instance has answered, and how much of the tokens it had cached; None: it failed."""
+        self._choice.ended(placement, instance, cached_tokens)
+        if placement.resumption is not None and cached_tokens is not None:
+            placement.resumption = placement.resumption._replace(prefilled=True)
+
+    def admitted(self, placement: Placement, instance: Instance) -> None:
+        """Note where a request is to decode, before it is chosen what computes what is missing there."""
+        if placement.output.tokens and not placement.pinned_kv.kept:
+            cached = int(cached_tokens(placement, [instance])[0]) if self._knows_cached else 0
+            placement.resumption = Resumption(instance, cached)
+        else:
+            self._choice.note_sent(placement, instance)
+
+    def decode_began(self, placement: Placement, instance: Instance) -> None:
+        """Count the resumption of a request that runs again: not before, since attempts may fail."""
+        found, placement.resumption = placement.resumption, None
+        if found is None or found.instance is not instance:
+            return
+        self._choice.note_sent(placement, instance)
+        self._metrics.resumptions.labels("prefill" if found.prefilled else "decode").inc()
+        if not found.prefilled:
+            self._metrics.resumed_cached_tokens.inc(found.cached_tokens)
+
     def resumes_on(self, session: Session, exclude: set[str]) -> Instance | None:
         """Return the decode instance where a request had best resume for what is cached there; None: anywhere."""
         placement = session.placement
@@ -115,11 +139,7 @@ class PrefillCandidates:
 
     def _computes_rest(self, placement: Placement, candidates: list[Instance], destination: Instance) -> bool:
         """Whether a request that resumes is computed where it will decode, because most of it is cached there."""
-        chosen = self._choose_resumption(placement, candidates, [destination], begins=True)
-        self._metrics.resumptions.labels("prefill" if chosen is None else "decode").inc()
-        if chosen is not None:
-            self._metrics.resumed_cached_tokens.inc(int(cached_tokens(placement, [chosen])[0]))
-        return chosen is not None
+        return self._choose_resumption(placement, candidates, [destination], begins=True) is not None
 
     def _choose_resumption(
         self, placement: Placement, candidates: list[Instance], decoding: list[Instance], *, begins: bool = False

@@ -1,7 +1,8 @@
 """Where a prompt is computed: what the prefill policy is asked, and what follows from its answer."""
 
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 
@@ -16,7 +17,25 @@ from ares.policy.prefill.least_time import LeastTime
 
 # Seconds of a prompt's token, until an instance has computed some prompts.
 _TOKEN_BEFORE_FIT_S = 1e-4
-Log = Callable[[Prefill, dict[str, float], Places, int, int | None], None]
+
+
+class Log(Protocol):
+    """Logs choices (`DecisionLog.prefill`)."""
+
+    def __call__(
+        self,
+        policy: Prefill,
+        memory: dict[str, float],
+        places: Places,
+        tokens: int,
+        chosen: int | None,
+        *,
+        resumes: bool = False,
+    ) -> None:
+        """Log one: the policy, its memory before it, its arguments, the index of the place, and whether it resumes."""
+        ...
+
+
 Queues = MutableMapping[Instance, PrefillQueue]
 
 
@@ -34,7 +53,7 @@ class PrefillChoice:
     sees_prefixes
         Whether this policy, the one of dispatch, or warm copies need to know what is cached.
     log
-        Called with each choice: the policy, its memory before it, its arguments and the index of the place.
+        Called with each choice.
 
     Attributes
     ----------
@@ -49,7 +68,7 @@ class PrefillChoice:
         queues: Queues,
         *,
         sees_prefixes: bool,
-        log: Log = lambda *_: None,
+        log: Log = lambda *_, **__: None,
     ) -> None:
         self.decider: Decider[Prefill, int | None] = Decider(policy, choose_place)
         self._policy = policy
@@ -71,7 +90,7 @@ class PrefillChoice:
         """
         tokens = placement.tokens
         if not self._policy.sees_prefixes:
-            chosen = prefilling[self._ask(_by_requests(prefilling), tokens)]
+            chosen = prefilling[self._ask(self._policy, _by_requests(prefilling), tokens)]
             uncached = tokens
             if self._sees_prefixes:
                 uncached = max(1, tokens - int(cached_tokens(placement, [chosen])[0]))
@@ -80,17 +99,17 @@ class PrefillChoice:
             return chosen, False
         instances = [*prefilling, *decoding]
         places = self._places(placement, instances, len(prefilling))
-        index = self._ask(places, tokens)
+        index = self._ask(self._policy, places, tokens)
         chosen = instances[index]
         self._begin(placement, chosen, places, index)
         self.note_sent(placement, chosen)
         return chosen, index >= len(prefilling)
 
-    def _ask(self, places: Places, tokens: int) -> int:
-        """Return the index of the place that the policy chooses: one is open."""
-        memory = self._policy.memory()
-        index = choose_place(self._policy, places, tokens)
-        self._log(self._policy, memory, places, tokens, index)
+    def _ask(self, policy: Prefill, places: Places, tokens: int, *, resumes: bool = False) -> int:
+        """Return the index of the place that a policy chooses: one is open."""
+        memory = policy.memory()
+        index = choose_place(policy, places, tokens)
+        self._log(policy, memory, places, tokens, index, resumes=resumes)
         return index or 0
 
     def choose_resumption(
@@ -114,7 +133,7 @@ class PrefillChoice:
             return None
         none = np.zeros(len(instances))
         places = replace(places, base_s=none, token_s=none + self.token_s, slack_s=none + np.inf)
-        index = choose_place(self._resuming, places, placement.tokens) or 0
+        index = self._ask(self._resuming, places, placement.tokens, resumes=True)
         if not places.decodes[index] or not places.cached_tokens[index]:
             return None
         chosen = instances[index]

@@ -15,8 +15,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from ares.config import GatewayConfig
+from ares.gateway.control.closing import ClosingError
 from ares.gateway.control.controller import Controller
-from ares.gateway.control.roles import RoleChanges, RoleError, Seen
+from ares.gateway.control.roles import RoleChanges, Seen
 from ares.gateway.pool.instance import Instance
 from ares.gateway.pool.pool import Pool
 from ares.gateway.records.metrics import Metrics
@@ -113,7 +114,10 @@ class RolePlanner:
         """Make one plan, and carry it out or show it; DecisionError where the policy failed."""
         instances = [i for i in self._gateway.pool.instances if _single(i) is not None and i.state.hello is not None]
         seen, pool = self._gateway.roles.seen(), self._view(instances)
+        memory = self._policy.memory()
         plan = self._newest = plan_roles(self._policy, pool)
+        controller = self._gateway.controller
+        controller.log.roles(controller.preset, self._policy, memory, pool, plan)
         metrics = self._gateway.metrics
         for role, load in (("prefill", plan.prefill), ("decode", plan.decode)):
             metrics.role_load.labels(role).set(load)
@@ -134,7 +138,7 @@ class RolePlanner:
         logger.info("%s becomes %s: %s", chosen.name, role, why)
         try:
             await self._gateway.roles.order(chosen, role, _DEADLINE_S, "planned", seen)
-        except RoleError as refusal:
+        except ClosingError as refusal:
             logger.info("%s does not become %s: %s", chosen.name, role, refusal)
         else:
             self._gateway.pool.changes.add(chosen.name, chosen.url, f"planned {role}", why)

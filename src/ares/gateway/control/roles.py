@@ -1,7 +1,7 @@
 """Changes of role: an instance that prefills is to decode, or the other way round, or to do both.
 
-The instance keeps its role and reports it to every gateway (engine/role_state.py). A gateway orders the change under
-the controller's lease, so that no two of them give away the last two instances of a role at the same time. From then
+The instance keeps its role and reports it to every gateway (engine/role_state.py). A gateway orders the change in its
+turn (control/closing.py), so that no two of them give away the last two instances of a role at the same time. From then
 on each gateway sends no new work that the next role excludes, and moves its requests away where that is decoding
 (control/drain.py); the instance changes when nothing of it is left, or at the deadline keeps its role. So no request
 is aborted for it.
@@ -9,10 +9,9 @@ is aborted for it.
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
-from typing import Any, Literal
+from typing import Literal
 
-from ares.gateway.control.lease import Lease
+from ares.gateway.control.closing import Closing, ClosingError
 from ares.gateway.pool.instance import Instance, excluded_by
 from ares.gateway.pool.pool import Pool
 from ares.gateway.records.metrics import Metrics
@@ -26,13 +25,8 @@ Trigger = Literal["commanded", "planned"]
 Seen = dict[str, tuple[Role, Role | None]]
 
 
-class RoleError(Exception):
-    """The role cannot be changed; `status` is the HTTP status of the reply, `code` says why in one word."""
-
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
+class RoleError(ClosingError):
+    """The role cannot be changed."""
 
 
 class RoleChanges:
@@ -42,12 +36,8 @@ class RoleChanges:
     ----------
     pool, metrics
         The gateway's.
-    lease
-        The gateway's part in the controller's lease.
-    spawn
-        Runs a coroutine in the background of the gateway.
-    interval_s
-        Seconds between two reports of an instance.
+    closing
+        The gateway's turn to close instances.
     tuning
         The gateway's times and limits.
     """
@@ -56,15 +46,11 @@ class RoleChanges:
         self,
         pool: Pool,
         metrics: Metrics,
-        lease: Lease,
-        spawn: Callable[[Coroutine[Any, Any, Any]], object],
-        interval_s: float,
+        closing: Closing,
         tuning: Tuning = DEFAULT,
     ) -> None:
-        self._pool, self._metrics, self._lease, self._spawn = pool, metrics, lease, spawn
-        self._interval_s = interval_s
+        self._pool, self._metrics, self._closing = pool, metrics, closing
         self._tuning = tuning
-        self._ordering = asyncio.Lock()
 
     def refusal(self, instance: Instance, role: Role) -> RoleError | None:
         """Return why the instance cannot be ordered to have the role now; None where it can."""
@@ -102,23 +88,17 @@ class RoleChanges:
 
         Raises
         ------
-        RoleError
+        ClosingError
             It cannot be, or the instance refused it or did not answer. Nothing was changed, as far as is known.
         """
-        async with self._ordering:
-            if (error := self.refusal(instance, role)) is not None:
+        if (error := self.refusal(instance, role)) is not None:
+            raise error
+        async with self._closing.turn():
+            if (error := self.refusal(instance, role)) is not None:  # by what has come meanwhile
                 raise error
-            if not await self._lease.acquire(self._tuning.role_lease_s):
-                holder = f" ({self._lease.holder})" if self._lease.holder else ""
-                raise RoleError(503, "another_decides", f"another gateway{holder} decides just now; try again")
-            try:
-                if (error := self.refusal(instance, role)) is not None:  # by what has come meanwhile
-                    raise error
-                if seen is not None and seen != self.seen():
-                    raise RoleError(409, "role_changing", "another role has changed meanwhile")
-                await self._tell(instance, role, deadline_s)
-            finally:
-                self._spawn(self._release())
+            if seen is not None and seen != self.seen():
+                raise RoleError(409, "role_changing", "another role has changed meanwhile")
+            await self._tell(instance, role, deadline_s)
         self._metrics.role_changes.labels(trigger, role).inc()
         logger.info("%s is to become %s (%s); deadline %g s", instance.name, role, trigger, deadline_s)
 
@@ -130,11 +110,6 @@ class RoleChanges:
             raise RoleError(503, "instance_not_ready", why) from None
         if answer.refused:
             raise RoleError(409, "role_changing", f"{instance.name} refuses: {answer.refused}")
-
-    async def _release(self) -> None:
-        """Give the lease back when the other gateways, too, know of the change."""
-        await asyncio.sleep(2 * self._interval_s)
-        await self._lease.release()
 
     async def run(self) -> None:
         """End changes that would leave nobody for some work, because others are lost meanwhile; until cancelled."""

@@ -30,6 +30,7 @@ from ares.policy import Copies, Copyable, CopyDecision, DecisionError, decide_co
 
 logger = logging.getLogger(__name__)
 
+Log = Callable[[Copies, dict[str, float], ClusterSnapshot, Copyable, list[CopyDecision]], None]
 # The budget of the link gains for this long at most while nothing is copied.
 _BUDGET_S = 1.0
 
@@ -63,6 +64,8 @@ class WarmCopies:
         Runs a coroutine in the background of the gateway.
     processes
         Of the gateway, which share the budget.
+    log
+        Called with each decision: the policy, its memory before it, its arguments and the copies.
     """
 
     def __init__(
@@ -75,10 +78,11 @@ class WarmCopies:
         tuning: Tuning,
         spawn: Callable[[Coroutine[Any, Any, None]], object],
         processes: int,
+        log: Log,
     ) -> None:
         self.decider: Decider[Copies, list[CopyDecision]] = Decider(policy, decide_copies)
         self._pool, self._sessions, self._metrics, self._snapshots = pool, sessions, metrics, snapshots
-        self._tuning, self._spawn = tuning, spawn
+        self._tuning, self._spawn, self._log = tuning, spawn, log
         # Copies to each instance.
         self._under_way: Counter[str] = Counter()
         self._bytes_s = policy.link_bytes_s(policy.settings) / processes
@@ -94,12 +98,14 @@ class WarmCopies:
         if not snapshot.sessions:
             return
         copyable = self._copyable(snapshot, token_s, now)
+        memory = self.decider.policy.memory()
         try:
             decided = await self.decider.decide(snapshot.cluster, copyable, timeout_s=self._tuning.decision_s)
         except DecisionError as error:
             self.decider.record_fault(error)
             self._metrics.faults.labels(self.decider.policy.part).inc()
             return
+        self._log(self.decider.policy, memory, snapshot, copyable, decided)
         for one in decided:
             session, target = snapshot.sessions[one.request], snapshot.instances[one.target]
             session.copy_after = math.inf  # one at a time

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from ares.gateway.control.closing import ClosingError
 from ares.gateway.control.controller import prepare
-from ares.gateway.control.roles import RoleError
 from ares.gateway.http.access import bearer, foreign_origin, matches, unknown_key
 from ares.gateway.http.request_ids import resolve
 from ares.gateway.http.schema import errors
@@ -61,7 +61,7 @@ class DrainRequest(BaseModel):
     deadline_s: float = Field(default=60.0, ge=0, le=86400)
     """After this long, requests that are left are aborted there and resume elsewhere from their tokens."""
     force: bool = False
-    """Whether to drain the last open instance of its kind too."""
+    """Whether to drain the last open instance of its kind too, and not to wait for other gateways that decide."""
 
 
 class RoleRequest(BaseModel):
@@ -134,17 +134,17 @@ async def migrate(body: MigrationRequest, request: Request) -> dict[str, Any]:
     return asdict(record)
 
 
-@router.post("/instances/{name:path}/drain", responses=errors(400, 404, 409))
+@router.post("/instances/{name:path}/drain", responses=errors(400, 404, 409, 503))
 async def drain(name: str, request: Request, body: DrainRequest | None = None) -> dict[str, Any]:
     """Close an instance and move out what can be moved; answers at once, the status shows how many are left."""
     models: Models = request.app.state.models
     instance, body = find_instance(models, name), body or DrainRequest()
     gateway = models.of_instance(instance)
-    if not body.force and (why := gateway.pool.lost_without(instance)) is not None:
-        message = f'{name} is {why}; drain it nevertheless with --force (in the API, "force": true)'
-        raise AdminError(409, message, "last_instance")
     deadline_s = body.deadline_s
-    await gateway.drainer.drain(instance, deadline_s)
+    try:
+        await (gateway.drainer.drain if body.force else gateway.drainer.order)(instance, deadline_s)
+    except ClosingError as refusal:
+        raise AdminError(refusal.status, str(refusal), refusal.code) from refusal
     # The instance tells the others, too, but a little later: once this has answered, it drains at every process.
     await _tell_others(request, DrainRequest(deadline_s=deadline_s, force=True))
     return {"name": instance.name, "draining": True, "left": gateway.drainer.left(instance), "deadline_s": deadline_s}
@@ -171,7 +171,7 @@ async def role(name: str, request: Request, body: RoleRequest) -> dict[str, Any]
         raise AdminError(400, f"unknown role {body.role!r}: {', '.join(ROLES)}", "unknown_role")
     try:
         await gateway.roles.order(instance, wanted, body.deadline_s, "commanded")
-    except RoleError as refusal:
+    except ClosingError as refusal:
         raise AdminError(refusal.status, str(refusal), refusal.code) from refusal
     left = gateway.drainer.left(instance)
     return {"name": instance.name} | role_of(instance) | {"left": left, "deadline_s": body.deadline_s}

@@ -1,6 +1,7 @@
 """A client's connection: uvicorn's, with limits on the head, on idling, and on slow readers."""
 
 import asyncio
+import weakref
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -260,13 +261,14 @@ class _Receive:
     """Receives a request; once its client sends no more, what comes after the body is that the client has left."""
 
     def __init__(self, connection: Connection, cycle: RequestResponseCycle) -> None:
-        self._connection, self._cycle = connection, cycle
-        self._receive = cycle.receive
+        # Both refer to this object: without weak references all of a request would wait for garbage collection.
+        self._connection: Connection = weakref.proxy(connection)
+        self._cycle: RequestResponseCycle = weakref.proxy(cycle)
         self._whole = False
 
     async def __call__(self) -> Any:
         """Receive part of a request (the ASGI interface)."""
-        message: Any = {"type": "http.disconnect"} if self._left else await self._receive()
+        message: Any = {"type": "http.disconnect"} if self._left else await RequestResponseCycle.receive(self._cycle)
         if not self._left:
             self._whole = not message.get("more_body", False)
             return message

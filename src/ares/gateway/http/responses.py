@@ -98,7 +98,12 @@ class DirectSend:
         """Pass the request on (the ASGI interface)."""
         if scope.get("method") != "HEAD":  # its reply is the start alone
             scope[_SERVER_SEND] = send
-        await self._app(scope, receive, send)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            # Both refer to the scope: with them, all of a request would wait for garbage collection.
+            scope.pop(_SERVER_SEND, None)
+            scope.pop(_WRITE_AT_ONCE, None)
 
 
 class RequestCleanup:

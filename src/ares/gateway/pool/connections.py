@@ -88,6 +88,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End the reply."""
         self._fail(repr(exc) if exc is not None else "the connection was closed")
+        del self._parser  # it refers to this object: with it, both would wait for garbage collection
 
     # --- httptools calls these ---
 

@@ -99,6 +99,10 @@ class ControlClient:
         """Let the instance free the KV of request `key`: it will not be pulled."""
         await self._send(messages.Release(key))
 
+    async def expect(self, key: str, within_s: float) -> None:
+        """Tell the instance that request `key` is about to come."""
+        await self._send(messages.Expect(key, within_s))
+
     async def drain(self, deadline_s: float) -> None:
         """Tell the instance to drain; requests that still run after `deadline_s` leave it."""
         await self._send(messages.Drain(True, deadline_s))

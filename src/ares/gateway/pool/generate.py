@@ -302,6 +302,7 @@ class Stream(asyncio.Protocol):
         """Record why the stream broke, if it had not ended."""
         self._lose(exc or ConnectionResetError("the connection was closed"))
         self._wake()
+        del self._parser  # it refers to this object: with it, both would wait for garbage collection
 
     def _lose(self, error: Exception) -> None:
         self._lost = self._lost or error

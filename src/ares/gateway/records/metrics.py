@@ -94,8 +94,8 @@ class Metrics:
         )
         self.resumptions = Counter(
             "ares_resumptions_total",
-            "Resumptions after a loss or a suspension, by what computes: the decode instance, with what it has cached, "
-            "or prefill",
+            "Requests that decode again after a loss or a suspension, by what has computed their tokens: the decode "
+            "instance, with what it has cached, or prefill",
             ["where"],
             registry=registry,
         )

@@ -10,14 +10,15 @@ import msgspec
 import numpy as np
 
 from ares import plugins
-from ares.gateway.records.decision_log import (
+from ares.gateway.records.decision_log import PLACE, PREFILL, copy_action, role_action
+from ares.gateway.records.logged_decisions import (
     MAXIMUM_TOKENS,
-    PLACE,
-    PREFILL,
     read_candidates,
     read_cluster,
+    read_copyable,
     read_places,
     read_progress,
+    read_role_pool,
     read_settings,
 )
 from ares.policy import (
@@ -25,6 +26,7 @@ from ares.policy import (
     Admission,
     Candidates,
     Cluster,
+    Copies,
     DecisionError,
     Dispatch,
     Policy,
@@ -34,10 +36,13 @@ from ares.policy import (
     choose_instance,
     choose_place,
     decide_admissions,
+    decide_copies,
     decide_moves,
 )
 from ares.policy.cluster import FloatArray
 from ares.policy.oom_avoidance import OomAvoidanceSettings, avoid_oom, exclude_conflicts
+from ares.policy.registry import Registry
+from ares.policy.roles import ROLE_POLICIES, Roles, plan_roles
 from ares.policy.settings import make_settings
 from ares.text_files import TextFileError, read_lines
 from ares.yaml_text import WRONG_VALUES
@@ -51,6 +56,8 @@ class UnknownPolicyError(ValueError):
     """A logged policy is not registered here."""
 
 
+# Roles are no part of a preset: they are planned by the logged policy under any.
+_KNOWN: dict[str, Registry[Any]] = {**REGISTRIES, ROLE_POLICIES.base.part: ROLE_POLICIES}
 # Errors of lines that are no decisions.
 _MALFORMED = (msgspec.DecodeError, *WRONG_VALUES)
 
@@ -136,7 +143,8 @@ def _action(one: dict[str, Any]) -> dict[str, Any]:
         return {"kind": kind, "request": one["request"], "instance": one["target"]}
     if not isinstance(one["kind"], str):
         raise TypeError("a kind must be a string")
-    return {"kind": one["kind"], "request": one["index"], "instance": one["instance"]}
+    tokens = {"tokens": one["tokens"]} if "tokens" in one else {}
+    return {"kind": one["kind"], "request": one["index"], "instance": one["instance"], **tokens}
 
 
 class _Policies:
@@ -152,16 +160,19 @@ class _Policies:
         self.chosen = chosen
         self._made: dict[tuple[str, str, Any], Any] = {}
 
-    def find(self, part: str, record: dict[str, Any]) -> Any:
-        """Return the policy that decides a record; with the logged memory, where it is the logged policy."""
-        if self.chosen is not None:
-            name, settings = getattr(self.chosen, part), getattr(self.chosen, f"{part}_settings")
-        else:
+    def find(self, part: str, record: dict[str, Any], *, logged: bool = False) -> Any:
+        """Return the policy that decides a record; with the logged memory, where it is the logged policy.
+
+        That is the one of the chosen preset, if there is one and `logged` is not set.
+        """
+        if logged := logged or self.chosen is None:
             name, settings = _logged_policy(part, record)
+        else:
+            name, settings = getattr(self.chosen, part), getattr(self.chosen, f"{part}_settings")
         if (part, name, settings) not in self._made:
-            self._made[part, name, settings] = REGISTRIES[part].make(name, settings)
+            self._made[part, name, settings] = _KNOWN[part].make(name, settings)
         policy: Policy = self._made[part, name, settings]
-        if self.chosen is None and (memory := record.get("memory")) is not None:
+        if logged and (memory := record.get("memory")) is not None:
             # An empty one too: of the first decision of each process of a gateway, and after a switch of presets.
             policy.remember(memory)
         return policy
@@ -172,10 +183,10 @@ def _logged_policy(part: str, record: dict[str, Any]) -> tuple[str, Any]:
     name = record[part]["name"]
     if not isinstance(name, str):
         raise TypeError("the name of a policy must be a string")
-    if name not in REGISTRIES[part]:
+    if name not in _KNOWN[part]:
         raise UnknownPolicyError(f"decided by the {part} policy {name!r}, which is not known here: "
                                  "give the file that registers it, --policy FILE")  # fmt: skip
-    return name, make_settings(REGISTRIES[part][name].Settings, record[part]["settings"])
+    return name, make_settings(_KNOWN[part][name].Settings, record[part]["settings"])
 
 
 def _prefill(record: dict[str, Any], policies: _Policies) -> list[dict[str, Any]]:
@@ -184,6 +195,12 @@ def _prefill(record: dict[str, Any], policies: _Policies) -> list[dict[str, Any]
     if not policy.sees_prefixes:
         places = replace(places, open=places.open & ~places.decodes)
     chosen = choose_place(policy, places, tokens)
+    return [] if chosen is None else [{"kind": PREFILL, "request": 0, "instance": chosen}]
+
+
+def _resumption(record: dict[str, Any], policies: _Policies) -> list[dict[str, Any]]:
+    """Return where a request resumes: by the cost model of `least_time`, whatever the preset."""
+    chosen = choose_place(policies.find("prefill", record, logged=True), read_places(record), _tokens(record["tokens"]))
     return [] if chosen is None else [{"kind": PREFILL, "request": 0, "instance": chosen}]
 
 
@@ -245,9 +262,27 @@ def _moves(record: dict[str, Any], policies: _Policies) -> list[dict[str, Any]]:
     return [{"kind": "avoid_oom", "request": one.request, "instance": one.target} for one in oom_actions] + moves
 
 
+def _copies(record: dict[str, Any], policies: _Policies) -> list[dict[str, Any]]:
+    cluster = read_cluster(record)
+    copyable = read_copyable(record, cluster)
+    if policies.chosen is not None and not policies.chosen.copies_requests:
+        return []
+    policy: Copies = policies.find("copies", record)
+    return [_action(copy_action(one)) for one in decide_copies(policy, cluster, copyable)]
+
+
+def _roles(record: dict[str, Any], policies: _Policies) -> list[dict[str, Any]]:
+    policy: Roles = policies.find("roles", record, logged=True)
+    change = plan_roles(policy, read_role_pool(record)).change
+    return [] if change is None else [_action(role_action(change))]
+
+
 _MAKE: dict[str, Callable[[dict[str, Any], _Policies], list[dict[str, Any]]]] = {
     "prefill": _prefill,
     "dispatch": _placement,
     "admission": _admissions,
     "moves": _moves,
+    "resumption": _resumption,
+    "copies": _copies,
+    "roles": _roles,
 }

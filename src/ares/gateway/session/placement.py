@@ -42,6 +42,14 @@ class Prefilled(NamedTuple):
     predicted: tuple[float, float, float] | None = None
 
 
+class Resumption(NamedTuple):
+    """Where a request resumes, how much of it was cached there, and whether a prefill instance has computed it."""
+
+    instance: Instance
+    cached_tokens: int
+    prefilled: bool = False
+
+
 @dataclass(slots=True, kw_only=True)
 class Placement:
     """Gets a session onto instances.
@@ -60,6 +68,8 @@ class Placement:
         Name of the gateway, with which all keys begin.
     maximum_attempts
         Most instances that are tried for one step.
+    resumption
+        How it resumes, until tokens come from where it does; None: it does not.
     priority
         vLLM's priority: the request with the largest is preempted first.
     began_with
@@ -84,6 +94,7 @@ class Placement:
     maximum_attempts: int
     prefill_ended: Callable[["Placement", Instance, int | None], None] = lambda *_: None
     computes_on: Instance | None = None
+    resumption: Resumption | None = None
     priority: int = 0
     began_with: Values | None = None
     cached_tokens: int | None = None

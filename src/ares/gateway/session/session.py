@@ -42,6 +42,10 @@ class InstanceSelector(Protocol):
         """Note that a chosen instance has answered, and how much of the prompt it had cached; None: it failed."""
         ...
 
+    def decode_began(self, placement: Placement, instance: Instance) -> None:
+        """Note that the first tokens have come from where it decodes."""
+        ...
+
     async def admit(self, session: "Session", exclude: set[str]) -> Instance:
         """Wait until the session is admitted to decode, and return where; NoInstanceError where none takes it."""
         ...
@@ -390,6 +394,7 @@ class Session:
                     if not self._streaming:
                         self._streaming = True
                         self._on_phase(self)
+                        self._selector.decode_began(self.placement, segment.instance)
                     last = batch[-1]
                     if last.finish_reason == "abort":
                         raise EngineLostError("the instance aborted the request")
@@ -510,6 +515,9 @@ class Session:
         source = self._movable_segment()
         record = MigrationRecord(request_id=self.id, source=source.instance.name, target=target.name, reason=reason)
         handover = self._handover = Handover(source, target, record)
+        key = self.placement.next_key()
+        if target.state.hello is not None and target.state.hello.expects:
+            await target.control.expect(key, self.tuning.expect_s)
         kv_transfer_params = await self._cut_source(handover)
         if kv_transfer_params is None:
             return record
@@ -517,7 +525,6 @@ class Session:
             await handover.until_source_relayed()
         if handover.ended:
             return record
-        key = self.placement.next_key()
         await self._start_target(handover, kv_transfer_params, key)
         await handover.until_ended()
         if handover.state is HandoverState.MOVED:

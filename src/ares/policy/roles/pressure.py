@@ -161,8 +161,8 @@ class Pressure(Roles):
         return min(able, key=lambda n: float(load[n]), default=None)
 
     def memory(self) -> dict[str, float]:
-        """Return the smoothed loads, and since when a change has been worth it."""
-        return {
+        """Return the smoothed loads, and since when a change has been worth it; what is not known yet is left out."""
+        known = {
             "prefill": self._prefill,
             "decode": self._decode,
             "for_s": self._for_s,
@@ -170,9 +170,14 @@ class Pressure(Roles):
             "prefill_instances": self._counts[0],
             "decode_instances": self._counts[1],
         }
+        return {name: value for name, value in known.items() if math.isfinite(value)}
 
     def remember(self, memory: Mapping[str, float]) -> None:
         """Restore it."""
-        self._prefill, self._decode = memory["prefill"], memory["decode"]
-        self._for_s, self._since_change_s = memory["for_s"], memory["since_change_s"]
-        self._counts = memory["prefill_instances"], memory["decode_instances"]
+
+        def known(name: str, otherwise: float) -> float:
+            return float(memory.get(name, otherwise))
+
+        self._prefill, self._decode = known("prefill", math.nan), known("decode", math.nan)
+        self._for_s, self._since_change_s = known("for_s", 0.0), known("since_change_s", math.inf)
+        self._counts = known("prefill_instances", math.nan), known("decode_instances", math.nan)
