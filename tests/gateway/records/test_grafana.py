@@ -59,6 +59,15 @@ def test_what_is_of_a_model_is_shown_by_model(board: dict[str, Any]) -> None:
     assert "model" in {variable["name"] for variable in board["templating"]["list"]}
 
 
+def test_what_every_gateway_reports_of_an_instance_is_shown_once(board: dict[str, Any]) -> None:
+    for text in (
+        one["expr"] for p in board["panels"] for one in p.get("targets", []) if "ares_instance_" in one["expr"]
+    ):
+        inner = re.findall(r"max by \(([^)]*)\) \((?:increase\()?ares_instance_", text)
+        assert len(inner) == text.count("ares_instance_"), text
+        assert all("exported_instance" in labels for labels in inner), text
+
+
 @pytest.mark.timeout(180)
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed")
 def test_prometheus_has_data_for_every_panel_and_mixes_no_models(board: dict[str, Any], tmp_path: Path) -> None:
@@ -75,6 +84,7 @@ def test_prometheus_has_data_for_every_panel_and_mixes_no_models(board: dict[str
             for chosen, shown in ((".*", {"one", "two"}), ("one", {"one"}), ("(one|two)", {"one", "two"})):
                 found = running.found(text, job="several", model=chosen)
                 assert {one.get("model_name") for one in found} == (shown if of_models else {None}), text
+                assert not any("instance" in one for one in found), f"by gateway: {text}"
             # A gateway of one model has no such label, and the variable then no values but `All`.
             assert {one.get("model_name") for one in running.found(text, job="alone", model=".*")} == {None}
         for name, match, label in (
