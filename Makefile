@@ -18,7 +18,7 @@ IN_PARALLEL := --numprocesses 5 --dist loadfile --no-loadscope-reorder --max-wor
 PYTEST := $(VENV)/bin/python -m pytest --reruns 1 -raR
 STAMP := $(VENV)/.ready
 
-.PHONY: help setup serve test test-without-engines check compile-simulator compile-policies fuzz matrix bench package docs clean
+.PHONY: help setup serve test test-without-engines test-ray check compile-simulator compile-policies fuzz matrix bench package docs clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
@@ -66,6 +66,12 @@ matrix: setup  ## Moves under other configurations of vLLM, on real engines (doc
 bench: setup  ## A short comparison of static placement and ARES (on simulated engines; docs/benchmarks.md has the long ones)
 	$(VENV)/bin/ares bench live --simulate r1-qwen-7b-24gb --workload chat --requests 200 --rounds 1 $(BENCH_FLAGS)
 
+# In an environment of its own, of the extra: Ray and what it needs are larger than all but vLLM and torch.
+test-ray:  ## Test the application of Ray Serve on a cluster of several raylets (docs/ray.md)
+	$(PYTHON) -m venv $(VENV)-ray
+	$(VENV)-ray/bin/python -m pip install --quiet --editable '.[ray,bench]' httpx hypothesis pytest pytest-asyncio pytest-timeout
+	$(VENV)-ray/bin/python -m pytest tests/ray
+
 # In an environment of its own: what is tested is what a user gets.
 package:  ## Make wheel and source distribution in dist/, and check them
 	$(PYTHON) -m venv $(VENV)-package
@@ -79,4 +85,4 @@ docs: setup  ## Make the documentation as a site in site/
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --clean
 
 clean:  ## Remove the environments, and what was built
-	rm -rf $(VENV) $(VENV)-package site dist
+	rm -rf $(VENV) $(VENV)-package $(VENV)-ray site dist

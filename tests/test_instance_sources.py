@@ -40,6 +40,8 @@ def test_a_source_that_needs_a_package_says_so(
     with pytest.raises(ValueError, match=rf"^'{text}': (dns|kubernetes) is missing: .*\[discovery\]"):
         parse_source(text)
     assert {extras.EXTRAS[package] for package in ("dns", "kubernetes")} == {"discovery"}
+    with pytest.raises(ValueError, match=r"^'ray:chat': ray is missing: .*\[ray\]"):
+        parse_source("ray:chat")
 
 
 @pytest.mark.parametrize(
@@ -57,6 +59,7 @@ def test_a_source_that_needs_a_package_says_so(
         ("kubernetes:a/b/../c", "expected kubernetes"),
         ("pods:serving/app:8100", "expected pods:NAMESPACE/LABEL=VALUE"),
         ("pods:serving/app=ares", "expected pods"),
+        ("ray:", "expected ray:APPLICATION"),
         ("api:there", "expected api"),
     ],
 )

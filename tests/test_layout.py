@@ -34,6 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"terminal"},
     "terminal": set(),
     "local_cluster": {"protocol", "engine", "terminal"},
+    "ray": {"protocol", "engine", "gateway", "parsers", "config", "instance_sources", "models"},
     "check": {"protocol", "policy", "engine", "gateway", "bench"},
     "bench": {
         "protocol",
@@ -65,6 +66,7 @@ SHARED = {
 HEAVY = {
     "vllm": {"engine", "parsers"},
     "nixl": {"engine"},
+    "ray": {"ray", "gateway"},
     "torch": {"engine", "predictor", "models", "bench", "learner"},
 }
 UNSAFE = {"pickle", "_pickle", "marshal", "shelve", "cloudpickle", "dill", "joblib", "jsonpickle"}

@@ -12,6 +12,7 @@ EXTRAS = {
     "numba": "simulate",
     "opentelemetry": "otel",
     "psutil": "bench",
+    "ray": "ray",
     "safetensors": "predictor",
     "scipy": "simulate",
     "torch": "predictor",

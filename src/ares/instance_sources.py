@@ -23,6 +23,7 @@ _FORMS: dict[str, tuple[str, str, str | None]] = {
         rf"(?P<namespace>{_NAME})/(?P<labels>[^\s:]*=[^\s:]*):(?P<port>\d{{1,5}})",
         "kubernetes",
     ),
+    "ray": ("APPLICATION", r"(?P<application>[^\s:/@]+)", "ray"),
     "api": ("", r"", None),
 }
 

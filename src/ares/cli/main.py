@@ -272,7 +272,8 @@ def gateway(
         typer.Option(
             metavar="KIND:WHERE",
             help="Source of instances that come and go: file:PATH, dns:HOST:PORT, srv:NAME, "
-            "kubernetes:NAMESPACE/SERVICE, pods:NAMESPACE/LABELS:PORT, or api (docs/discovery.md); repeat for each.",
+            "kubernetes:NAMESPACE/SERVICE, pods:NAMESPACE/LABELS:PORT, ray:APPLICATION, or api "
+            "(docs/discovery.md); repeat for each.",
         ),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Hugging Face id or folder of the served model.")] = None,

@@ -38,6 +38,10 @@ class Tuning:
     """A watch at Kubernetes' API server ends after this long; then all objects are listed anew."""
     kubernetes_answer_s: float = 30.0
     """For the API server to answer."""
+    ray_period_s: float = 1.0
+    """Between two questions to the directory of an application of Ray Serve."""
+    ray_answer_s: float = 10.0
+    """For it to answer."""
     source_retry_s: float = 2.0
     """After a source has failed, it is asked again after this long."""
     kept_changes: int = 200

@@ -11,6 +11,7 @@ from ares.gateway.discovery.base import MAXIMUM_INSTANCES, Source, SourceError
 from ares.gateway.discovery.dns import AddressSource, SrvSource
 from ares.gateway.discovery.file import FileSource
 from ares.gateway.discovery.kubernetes import EndpointSlices, KubernetesSource, Pods
+from ares.gateway.discovery.ray import RaySource
 from ares.gateway.tuning import DEFAULT, Tuning
 from ares.instance_sources import SourceSetting, canonical, check_url, parse_source
 
@@ -34,6 +35,8 @@ def _source(setting: SourceSetting, tuning: Tuning) -> Source:
         return AddressSource(text, parts["host"], int(parts["port"]), tuning)
     if setting.kind == "srv":
         return SrvSource(text, parts["name"], tuning)
+    if setting.kind == "ray":
+        return RaySource(text, parts["application"], tuning)
     if setting.kind == "kubernetes":
         objects = EndpointSlices(parts["service"], parts.get("port"))
         return KubernetesSource(text, parts["namespace"], objects, tuning)
