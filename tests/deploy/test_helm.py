@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from ares import config, several_models
 from ares.protocol.fields import CONTROL_KEY_VARIABLE
@@ -29,6 +30,7 @@ EVERYTHING: dict[str, Any] = {
     "learner": {"enabled": True, "config": {"first_outputs": 500}},
     "networkPolicy": {"roce": True, "metricsFrom": [{"namespaceSelector": {}}]},
     "serviceMonitor": {"enabled": True, "labels": {"release": "x"}, "endpoint": {"scheme": "https"}},
+    "prometheusRule": {"enabled": True, "labels": {"release": "x"}},
     "autoscaling": {"kind": "keda", "maxReplicas": 5},
 }
 PAGE = Path(__file__).parents[2] / "docs" / "kubernetes.md"
@@ -182,6 +184,7 @@ def test_what_is_made(results: dict[str, dict[str, Any]]) -> None:
     assert set(objects(results["by default"])) == default
     more = {
         *[("ServiceMonitor", "ares-gateway"), ("ServiceMonitor", "ares-instances"), ("ScaledObject", "ares-decode")],
+        ("PrometheusRule", "ares"),
         *[("ConfigMap", "ares-learner"), ("StatefulSet", "ares-learner")],
     }
     assert set(objects(results["everything"])) == default | more
@@ -191,6 +194,15 @@ def test_what_is_made(results: dict[str, dict[str, Any]]) -> None:
         assert not rights & set(objects(results[name]))
     gone = {("Secret", "ares-keys"), ("NetworkPolicy", "ares-instances")}
     assert set(objects(results["without keys of its own"])) == default - gone
+
+
+def test_the_alerts_are_those_of_the_rule_file(results: dict[str, dict[str, Any]]) -> None:
+    file = Path(__file__).parents[2] / "grafana" / "alerts.yaml"
+    # Helm reads no file outside of the chart, so that has a copy.
+    assert (CHART / "alerts.yaml").read_bytes() == file.read_bytes()
+    rule = objects(results["everything"])["PrometheusRule", "ares"]
+    assert rule["metadata"]["labels"]["release"] == "x"
+    assert rule["spec"] == yaml.safe_load(file.read_text())
 
 
 def test_the_gateway_takes_its_configuration(

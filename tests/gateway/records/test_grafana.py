@@ -1,31 +1,19 @@
 """The Grafana dashboard that ships asks for metrics that exist, by labels that they have."""
 
 import contextlib
-import http.server
 import json
 import re
 import shutil
-import subprocess
-import threading
-import time
-import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from prometheus_client import CollectorRegistry, Metric
-from prometheus_client.parser import text_string_to_metric_families
 
-from ares.free_ports import free_port
-from ares.gateway.records.metrics import Metrics
 from ares.gateway.records.model_label import exposition
-from ares.terminal.http_client import open_direct
+from tests.gateway.records.prometheus import TARGET, exported, filled, job, known, labels_of, prometheus, targets
 
 FILE = Path(__file__).parents[3] / "grafana" / "ares.json"
-# Prometheus' own, of the scraped target; ours of the same name becomes `exported_instance`.
-TARGET = {"job", "instance"}
 
 
 @pytest.fixture(scope="module")
@@ -39,37 +27,6 @@ def expressions(board: dict[str, Any]) -> Iterator[str]:
     for variable in board["templating"]["list"]:
         if variable["type"] == "query":
             yield variable["query"]["query"]
-
-
-def filled() -> CollectorRegistry:
-    """Every metric of a model's gateway, with a sample of each of its series."""
-    metrics = Metrics()
-    for metric in vars(metrics).values():
-        for count in range(1, 5):  # a metric takes exactly as many values as it has labels
-            with contextlib.suppress(AttributeError, ValueError):
-                metric.labels(*["x"] * count)
-    return metrics.registry
-
-
-def exported() -> list[Metric]:
-    found = list(filled().collect())
-    assert all(metric.samples for metric in found)
-    return found
-
-
-def labels_of(metric: Metric) -> list[str]:
-    return [name for name in metric.samples[0].labels if name != "le"]
-
-
-def known() -> dict[str, set[str]]:
-    """The labels of every sample that a gateway of several models can export, by its name."""
-    samples: dict[str, set[str]] = {}
-    for metric in text_string_to_metric_families(exposition({"one": filled(), "two": filled()})):
-        for sample in metric.samples:
-            if not sample.name.endswith("_created"):
-                labels = {"exported_instance" if name == "instance" else name for name in sample.labels}
-                samples[sample.name] = labels
-    return samples
 
 
 def test_every_metric_and_label_exists(board: dict[str, Any]) -> None:
@@ -102,72 +59,13 @@ def test_what_is_of_a_model_is_shown_by_model(board: dict[str, Any]) -> None:
     assert "model" in {variable["name"] for variable in board["templating"]["list"]}
 
 
-@contextlib.contextmanager
-def targets(pages: dict[str, str]) -> Iterator[int]:
-    """Serve metrics by the name of a job; yield the port."""
-
-    class Page(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", "text/plain; version=0.0.4")
-            self.end_headers()
-            self.wfile.write(pages[self.path[1:]].encode())
-
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield server.server_port
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-class Prometheus:
-    """A Prometheus that runs, and how Grafana asks it."""
-
-    def __init__(self, port: int, log: Path) -> None:
-        self._url = f"http://127.0.0.1:{port}/api/v1/"
-        self._log = log
-
-    def ask(self, path: str, **parameters: str) -> Any:
-        with open_direct(f"{self._url}{path}?{urllib.parse.urlencode(parameters)}", timeout=30) as reply:
-            body = json.loads(reply.read())
-        assert body["status"] == "success", body
-        return body["data"]
-
-    def found(self, expression: str, **variables: str) -> list[dict[str, str]]:
-        """Return the labels of what a panel shows; waits until there is something, for at most a minute."""
-        for name, value in ({"__rate_interval": "1m", "instance": ".*"} | variables).items():
-            expression = expression.replace(f"${name}", value)
-        deadline = time.monotonic() + 60
-        while True:
-            with contextlib.suppress(OSError):
-                if results := self.ask("query", query=expression)["result"]:
-                    return [dict(one["metric"]) for one in results]
-            assert time.monotonic() < deadline, f"no data: {expression}\n{self._log.read_text()}"
-            time.sleep(0.1)
-
-
-@contextlib.contextmanager
-def prometheus(folder: Path, jobs: list[str], target: int) -> Iterator[Prometheus]:
-    scraped = [
-        {"job_name": job, "metrics_path": f"/{job}", "static_configs": [{"targets": [f"127.0.0.1:{target}"]}]}
-        for job in jobs
-    ]
-    file, log, port = folder / "prometheus.yml", folder / "log", free_port("127.0.0.1")
-    file.write_text(yaml.safe_dump({"global": {"scrape_interval": "1s"}, "scrape_configs": scraped}))
-    flags = ["--storage.tsdb.path", str(folder / "data"), "--web.listen-address", f"127.0.0.1:{port}"]
-    with log.open("w") as sink:
-        process = subprocess.Popen(["prometheus", "--config.file", file, *flags], stdout=sink, stderr=sink)
-    try:
-        yield Prometheus(port, log)
-    finally:
-        process.kill()
-        process.wait()
+def test_what_every_gateway_reports_of_an_instance_is_shown_once(board: dict[str, Any]) -> None:
+    for text in (
+        one["expr"] for p in board["panels"] for one in p.get("targets", []) if "ares_instance_" in one["expr"]
+    ):
+        inner = re.findall(r"max by \(([^)]*)\) \((?:increase\()?ares_instance_", text)
+        assert len(inner) == text.count("ares_instance_"), text
+        assert all("exported_instance" in labels for labels in inner), text
 
 
 @pytest.mark.timeout(180)
@@ -175,7 +73,10 @@ def prometheus(folder: Path, jobs: list[str], target: int) -> Iterator[Prometheu
 def test_prometheus_has_data_for_every_panel_and_mixes_no_models(board: dict[str, Any], tmp_path: Path) -> None:
     pages = {"several": exposition({"one": filled(), "two": filled()}), "alone": exposition({"one": filled()})}
     samples = known()
-    with targets(pages) as target, prometheus(tmp_path, [*pages], target) as running:
+    with contextlib.ExitStack() as stack:
+        address = f"127.0.0.1:{stack.enter_context(targets(pages))}"
+        jobs = [job(name, f"/{name}", address) for name in pages]
+        running = stack.enter_context(prometheus(tmp_path, jobs))
         panels = [one["expr"] for p in board["panels"] for one in p.get("targets", [])]
         assert len(panels) > 40
         for text in panels:
@@ -183,6 +84,7 @@ def test_prometheus_has_data_for_every_panel_and_mixes_no_models(board: dict[str
             for chosen, shown in ((".*", {"one", "two"}), ("one", {"one"}), ("(one|two)", {"one", "two"})):
                 found = running.found(text, job="several", model=chosen)
                 assert {one.get("model_name") for one in found} == (shown if of_models else {None}), text
+                assert not any("instance" in one for one in found), f"by gateway: {text}"
             # A gateway of one model has no such label, and the variable then no values but `All`.
             assert {one.get("model_name") for one in running.found(text, job="alone", model=".*")} == {None}
         for name, match, label in (
