@@ -9,6 +9,7 @@ pytest.importorskip("vllm")
 
 from ares.engine.connector.late_scheduling import LateScheduling
 from ares.engine.expected_requests import ExpectedRequests
+from ares.engine.vllm_api import EngineCoreProc
 
 STEP_S = 0.1
 
@@ -113,18 +114,23 @@ def test_short_steps_keep_the_time_that_scheduling_takes() -> None:
     assert engine.step(0.004) == 0.0
 
 
-def test_vllm_calls_it_after_it_has_taken_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through vLLM's own method, on an engine that has work and an empty queue."""
-    from vllm.v1.engine.core import EngineCoreProc
-
-    monkeypatch.setattr(EngineCoreProc, "_process_input_queue", EngineCoreProc._process_input_queue)
+def test_vllm_calls_it_in_its_loop_before_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through vLLM's own loop, of an engine that has work and an empty queue, for two steps."""
+    happened: list[str] = []
+    lives = iter((True, True, False))
+    for name, replacement in {
+        "_process_input_queue": vars(EngineCoreProc)["_process_input_queue"],  # put back afterwards
+        "_handle_shutdown": lambda _: next(lives),
+        "_maybe_publish_request_counts": lambda _: None,
+        "_process_engine_step": lambda _: happened.append("step"),
+        "has_work": lambda _: True,
+    }.items():
+        monkeypatch.setattr(EngineCoreProc, name, replacement)
     core = EngineCoreProc.__new__(EngineCoreProc)
     core.input_queue = queue.Queue()
-    core.batch_queue = None
-    monkeypatch.setattr(EngineCoreProc, "has_work", lambda _: True)
-    waited: list[Any] = []
     late = LateScheduling(ExpectedRequests())
-    monkeypatch.setattr(late, "wait", waited.append)
+    monkeypatch.setattr(late, "wait", lambda engine: happened.append("waited" if engine is core else "?"))
     late.install()
-    core._process_input_queue()
-    assert waited == [core]
+    with pytest.raises(SystemExit):
+        core.run_busy_loop()
+    assert happened == ["waited", "step"] * 2
