@@ -24,7 +24,7 @@ def test_a_short_run_on_mock_engines(tmp_path: Path) -> None:
         *("--per-process", "2", "--streams", "24", "--duration", "12", "--events", "1.5", "--kv-tokens", "4096"),
         *(
             "--seed",
-            "1",
+            "6",
             "--port",
             str(free_port("127.0.0.1")),
             "--json",
@@ -40,8 +40,9 @@ def test_a_short_run_on_mock_engines(tmp_path: Path) -> None:
     assert any(kind.startswith("move: ") for kind in result["done"])
     assert result["gateway"]["ares_controller_faults_total"] > 0
     assert any(kind.startswith("kill") for kind in result["done"])
+    assert any(kind.startswith("role ") for kind in result["done"])
     assert result["decisions"] > 0
-    log = tmp_path / "logs" / "1" / "decisions.jsonl"
+    log = tmp_path / "logs" / "6" / "decisions.jsonl"
     assert decisions.check_decisions(log)[1] == []
     # A choice of another instance than the logged one would be found.
     lines = [json.loads(line) for line in log.read_text().splitlines()]

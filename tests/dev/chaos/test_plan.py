@@ -49,7 +49,7 @@ def test_at_least_half_of_the_decode_processes_are_well(shape: Shape, seed: int)
 
 def test_everything_happens() -> None:
     events = make_plan(0, MOCK).events
-    assert {event.kind for event in events} == {"move", "kill", "pause", "drain", "preset", "fault"}
+    assert {event.kind for event in events} == {"move", "kill", "pause", "drain", "role", "preset", "fault"}
     said = " ".join(event.what for event in events)
     for word in ("nan", "negative", "huge", "constant", "empty", "full", "absurd", "silent", "refuse", "drop_streams"):
         assert word in said

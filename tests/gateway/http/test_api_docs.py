@@ -48,7 +48,7 @@ async def test_it_shows_every_route_and_field_and_loads_nothing(service: Service
     for schema in document["components"]["schemas"].values():
         for name in schema["properties"]:
             assert f"<code>{name}</code>" in page
-    assert "Whether to drain the last open instance of its kind too." in page
+    assert "Whether to drain the last open instance of its kind too, and not to wait" in page
     assert (await service.client.get("/redoc")).status_code == 404
 
 
