@@ -10,6 +10,8 @@ from typing import Any
 from tests.integration.client import Client, Output
 from tests.integration.tiny_model import VOCABULARY
 
+# Each run has prompts and names of its own: an earlier one on the same instances has left KV and records there.
+_RUNS = itertools.count(11)
 INSTANCES = ("decode-0", "decode-1")
 PULLED = "vllm:external_prefix_cache_hits_total"
 EXPIRED = "vllm:nixl_num_kv_expired_reqs_total"
@@ -79,10 +81,11 @@ async def measure(
     tokens
         Of each output.
     """
-    generator = random.Random(11)
+    run = next(_RUNS)
+    generator = random.Random(run)
     prompts = [[generator.randrange(3, VOCABULARY) for _ in range(length)] for length in lengths]
     asked = {
-        f"{adapter or 'model'}-{len(prompt)}": (adapter, prompt)
+        f"{adapter or 'model'}-{len(prompt)}-{run}": (adapter, prompt)
         for adapter, prompt in itertools.product((None, *adapters), prompts)
     }
     found = Measured()
