@@ -94,7 +94,7 @@ def changes() -> str:
 
 TABLES = {
     f"{name} {part.__name__}": (name, part)
-    for name in ("open", "structured", "structured-1400", "qwen-open", "qwen-structured")
+    for name in ("open", "open-2173", "structured", "structured-1400", "qwen-open", "qwen-structured")
     for part in (models, differences, positions)
 } | {
     "kinds": ("kinds", kinds),
