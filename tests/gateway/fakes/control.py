@@ -49,6 +49,7 @@ class SteeredChannel(ControlChannel):
             carries=list(fake.carries),
             leases=fake.leases,
             expects=True,
+            step_tokens=fake.step_tokens,
             roles=hello.roles if fake.roles is None else fake.roles,
             configuration=dict(fake.configuration),
             max_num_seqs=0,

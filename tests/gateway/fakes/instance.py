@@ -67,6 +67,8 @@ class FakeInstance:
         """Keys of the requests that were to be expected."""
         self.leases = True
         """Whether it is of a version that answers a `Lease`."""
+        self.step_tokens = False
+        """Whether it is of a version that sends `StepTokens`."""
         self.pull_bytes_per_s = 0.0
         self.predictor = ""
         """Version of the predictor that it reports."""

@@ -10,8 +10,10 @@ import httptools
 import msgspec
 
 from ares.gateway.pool.connections import BrokenReplyError, Connections
+from ares.gateway.pool.merged_tokens import DifferentTokensError, MergedTokens
 from ares.gateway.tuning import DEFAULT, Tuning
-from ares.protocol.fields import GENERATE_ROUTE, REPETITION, REPETITION_DETECTED
+from ares.protocol.fields import GENERATE_ROUTE, KV_TRANSFER_PARAMS, REPETITION, REPETITION_DETECTED, STEP_TOKENS
+from ares.protocol.messages import StepTokens
 
 
 class EngineLostError(Exception):
@@ -137,10 +139,24 @@ class Stream(asyncio.Protocol):
 
     In serving, a read brings one token, and the overhead of a general HTTP client for each read would exceed all other
     work for the token: httptools parses HTTP, and its callbacks are the public methods below.
+
+    Parameters
+    ----------
+    merged
+        Merges the tokens of a step channel with those of the reply; None: there is no step channel.
+    on_end
+        Called when the connection has ended.
     """
 
-    def __init__(self, tuning: Tuning = DEFAULT) -> None:
+    def __init__(
+        self,
+        tuning: Tuning = DEFAULT,
+        merged: MergedTokens | None = None,
+        on_end: Callable[[], object] = lambda: None,
+    ) -> None:
         self._tuning = tuning
+        self._merged = merged
+        self._on_end = on_end
         self.status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport
@@ -182,8 +198,8 @@ class Stream(asyncio.Protocol):
             The engine failed the request.
         """
         while True:
-            if self._received:
-                batch = self._parse(self._drain())
+            if self._received or (self._merged is not None and self._merged.waiting):
+                batch = self._come()
             elif self._complete:
                 return []
             else:
@@ -194,6 +210,12 @@ class Stream(asyncio.Protocol):
                     self._take = None
             if batch:
                 return batch
+
+    def early(self, position: int, token_ids: list[int]) -> None:
+        """Take tokens of the step channel: the instance had generated `position` tokens before them."""
+        if self._merged is not None:
+            self._merged.early(position, token_ids)
+            self._wake()
 
     async def text(self) -> str:
         """Return the rest of the reply; EngineLostError where it is too large, or breaks off."""
@@ -237,6 +259,23 @@ class Stream(asyncio.Protocol):
         self._unread = 0
         return data
 
+    def _come(self) -> list[Delta]:
+        """Return the new tokens of what has come, over the step channel and in complete events; errors as `_parse`."""
+        batch = self._parse(self._drain()) if self._received else []
+        if (merged := self._merged) is None:
+            return batch
+        try:
+            for delta in batch:
+                merged.streamed(delta.token_ids or [])
+        except DifferentTokensError as error:
+            raise EngineRefusedError(500, str(error)) from error
+        deltas = [Delta(token_ids=token_ids) for token_ids in merged.take()]
+        if batch and (last := batch[-1]).finish_reason is not None:
+            end = deltas[-1] if deltas else Delta(token_ids=[])
+            end.finish_reason, end.stop_reason = last.finish_reason, last.stop_reason
+            return deltas or [end]
+        return deltas
+
     def _parse(self, data: bytes) -> list[Delta]:
         """Return the new tokens of the events that are complete; EngineLostError, EngineRefusedError."""
         if self._left:
@@ -272,8 +311,8 @@ class Stream(asyncio.Protocol):
             return
         left: list[Delta] = []
         try:
-            if self._take is not None and self._received:
-                left = self._parse(self._drain())
+            if self._take is not None:
+                left = self._come()
                 if not left or self._take(left):
                     if self._lost is None and not self._complete:
                         return
@@ -302,6 +341,7 @@ class Stream(asyncio.Protocol):
         """Record why the stream broke, if it had not ended."""
         self._lose(exc or ConnectionResetError("the connection was closed"))
         self._wake()
+        self._on_end()
         del self._parser  # it refers to this object: with it, both would wait for garbage collection
 
     def _lose(self, error: Exception) -> None:
@@ -344,17 +384,40 @@ class EngineClient:
         lines = [f"POST {parts.path} HTTP/1.1", *(f"{name}: {value}" for name, value in head.items())]
         self._head = "\r\n".join(lines).encode()
         self._connections = Connections(self._host, self._port, self._tls, tuning)
+        # Those that the step channel brings tokens for, by the key of their request.
+        self._early: dict[str, Stream] = {}
 
-    async def stream(self, body: dict[str, Any], headers: Mapping[str, str] = _NO_HEADERS) -> Stream:
-        """Start a streaming generation, sent with further headers; returns when the engine has accepted it."""
-        request = self._request({**body, "stream": True}, headers)
+    @property
+    def encrypted(self) -> bool:
+        """Whether requests and replies are encrypted."""
+        return self._tls is not None
+
+    async def stream(
+        self, body: dict[str, Any], headers: Mapping[str, str] = _NO_HEADERS, *, step_tokens: bool = False
+    ) -> Stream:
+        """Start a streaming generation, sent with further headers; returns when the engine has accepted it.
+
+        With `step_tokens` the instance is asked to send the tokens over its control channel after each step (`early`),
+        and with the reply only every `Tuning.chunk_tokens`. Log probabilities come with the reply alone.
+        """
+        chunk, key = self._tuning.chunk_tokens, None
+        body = {**body, "stream": True}
+        if step_tokens and chunk > 1 and body["sampling_params"].get("logprobs") is None:
+            key = body["request_id"]
+            body["sampling_params"] = {**body["sampling_params"], "stream_interval": chunk}
+            body[KV_TRANSFER_PARAMS] = {**body[KV_TRANSFER_PARAMS], STEP_TOKENS: True}
+        request = self._request(body, headers)
+        stream = self._make_stream(key)
         try:
             async with asyncio.timeout(self._tuning.connect_s):
-                _, stream = await asyncio.get_running_loop().create_connection(
-                    lambda: Stream(self._tuning), self._host, self._port, ssl=self._tls
+                await asyncio.get_running_loop().create_connection(
+                    lambda: stream, self._host, self._port, ssl=self._tls
                 )
-        except OSError as error:  # a timeout is one too
-            raise EngineLostError(f"no connection: {error!r}") from error
+        except BaseException as error:
+            self._early.pop(key or "", None)
+            if isinstance(error, OSError):  # a timeout is one too
+                raise EngineLostError(f"no connection: {error!r}") from error
+            raise
         try:
             stream.send(request)
             status = await stream.status
@@ -363,6 +426,19 @@ class EngineClient:
         except BaseException:
             stream.close()
             raise
+        return stream
+
+    def early(self, event: StepTokens) -> None:
+        """Give the tokens of a step to their streams."""
+        for row in event.rows:
+            if (stream := self._early.get(row.key)) is not None:
+                stream.early(row.position, row.token_ids)
+
+    def _make_stream(self, key: str | None) -> Stream:
+        """Make the stream of a request; with its key, for tokens of the step channel."""
+        if key is None:
+            return Stream(self._tuning)
+        stream = self._early[key] = Stream(self._tuning, MergedTokens(), lambda: self._early.pop(key, None))
         return stream
 
     async def complete(

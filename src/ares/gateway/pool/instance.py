@@ -129,6 +129,7 @@ class Instance:
             messages.RoleResult: self.control.on_result,
             messages.KvReceived: self.control.on_kv_received,
             messages.Predicted: self.control.on_predicted,
+            messages.StepTokens: self._on_step_tokens,
             messages.KvEvents: self._on_kv_events,
         }
 
@@ -162,6 +163,12 @@ class Instance:
     def duplicate(self) -> bool:
         """Whether another URL leads to the same instance, and is used instead."""
         return self.health.status is Status.DUPLICATE
+
+    @property
+    def sends_step_tokens(self) -> bool:
+        """Whether tokens may come over its control channel: not unencrypted where its replies are encrypted."""
+        offered = self.state.hello is not None and self.state.hello.step_tokens
+        return offered and (self._control_key is not None or not self.engine.encrypted)
 
     async def leads_to(self, boot: str) -> bool:
         """Whether this URL leads to the instance with that boot id, and it reports."""
@@ -335,6 +342,9 @@ class Instance:
         if event.role is not None:
             self.changes_by = now + event.role_left_s
             self._set_role(event.role, event.next_role)
+
+    async def _on_step_tokens(self, event: messages.StepTokens) -> None:
+        self.engine.early(event)
 
     async def change_role(self, role: messages.Role, deadline_s: float, timeout_s: float) -> messages.RoleResult:
         """Order a change of role, as `ControlClient.change_role`."""

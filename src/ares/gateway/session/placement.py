@@ -259,7 +259,7 @@ class Placement:
         pin = self.pinned_kv.take() if kv_transfer_params is not None else None
         span = call_span(self.span, "decode", instance, key, len(self.prompt) + len(emitted))
         try:
-            stream = await instance.engine.stream(body, span.headers)
+            stream = await instance.engine.stream(body, span.headers, step_tokens=instance.sends_step_tokens)
         except BaseException as error:
             span.end(error)
             self.pinned_kv.put_back(pin)
