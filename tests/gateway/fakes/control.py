@@ -1,7 +1,7 @@
 """The control channel of a fake: what it was told, answers that come late, wrong or not at all, and copies ahead."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -39,6 +39,7 @@ class SteeredChannel(ControlChannel):
         self._engine = engine
         self._fake = fake = engine.fake
         self._loop = asyncio.get_running_loop()
+        self._steps = 0
         hello = report.hello(engine)
         hello = msgspec.structs.replace(
             hello,
@@ -83,6 +84,13 @@ class SteeredChannel(ControlChannel):
             self._loop.call_later(late_s, super().post, event, receiver)
         else:
             super().post(event, receiver)
+
+    def post_tokens(self, rows: Iterable[messages.NewTokens]) -> None:
+        """Send the tokens of a step, where they are not lost."""
+        self._steps += 1
+        lost = self._fake.faults.lose_tokens
+        if not (lost and self._steps % lost == 0):
+            super().post_tokens(rows)
 
     def _carried_out(self, sender: bytes, command: EngineCommand) -> bool:
         """Note a command; return whether nothing is left to do for the mock engine."""

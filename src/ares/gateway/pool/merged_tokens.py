@@ -5,6 +5,8 @@ The stream of the reply has all of them. The step channel (`messages.StepTokens`
 
 # While so many tokens wait for their reader, no more are taken early: a stream can be paused, the step channel cannot.
 _MOST_WAITING = 1024
+# Steps that are kept while tokens before them are missing.
+_MOST_BEYOND = 64
 
 
 class DifferentTokensError(ValueError):
@@ -14,7 +16,7 @@ class DifferentTokensError(ValueError):
 class MergedTokens:
     """Merges both channels by the position of the tokens in the output."""
 
-    __slots__ = ("_ahead", "_known", "_waiting")
+    __slots__ = ("_ahead", "_beyond", "_known", "_waiting")
 
     def __init__(self) -> None:
         # Tokens from either channel so far; those of them that the stream has not brought yet; those not taken yet, by
@@ -22,6 +24,8 @@ class MergedTokens:
         self._known = 0
         self._ahead: list[int] = []
         self._waiting: list[list[int]] = []
+        # Steps behind a gap, which the stream will close: their position and their tokens.
+        self._beyond: list[tuple[int, list[int]]] = []
 
     @property
     def waiting(self) -> bool:
@@ -29,9 +33,12 @@ class MergedTokens:
         return bool(self._waiting)
 
     def early(self, position: int, token_ids: list[int]) -> None:
-        """Add tokens of the step channel; those behind a gap are left to the stream."""
+        """Add tokens of the step channel, `position` tokens behind the first one; what is too much is left out."""
         repeated = self._known - position
-        if 0 <= repeated < len(token_ids) and len(self._waiting) < _MOST_WAITING:
+        if repeated < 0:
+            if len(self._beyond) < _MOST_BEYOND:
+                self._beyond.append((position, token_ids))
+        elif repeated < len(token_ids) and len(self._waiting) < _MOST_WAITING:
             new = token_ids[repeated:] if repeated else token_ids
             self._known += len(new)
             self._ahead += new
@@ -47,6 +54,10 @@ class MergedTokens:
         new = token_ids[both:]
         self._known += len(new)
         self._waiting += ([token] for token in new)
+        if self._beyond:
+            beyond, self._beyond = self._beyond, []
+            for position, early in beyond:
+                self.early(position, early)
 
     def take(self) -> list[list[int]]:
         """Return the tokens that were not taken yet, by the step that generated them."""
