@@ -20,6 +20,8 @@ from tests.waiting import eventually
 # Of the fakes and of the tokenizer (tests/gateway/conftest.py).
 VOCABULARY = 259
 PROMPT = [10, 20, 30, 40, 50]
+# Name of the gateway, of a session's too where none is given.
+GATEWAY = "gateway"
 # Notices a silent instance after tenths of a second.
 IMPATIENT = Tuning(silent_s=0.3, silent_intervals=5, reconnect_s=0.05)
 
@@ -130,7 +132,7 @@ Start = Callable[..., Run]
 
 async def start_pool(fakes: list[FakeInstance], tuning: Tuning = DEFAULT) -> tuple[Pool, Any]:
     http = http_client()
-    pool = Pool([fake.url for fake in fakes], http, 0.02, tuning=tuning)
+    pool = Pool([fake.url for fake in fakes], http, 0.02, gateway=GATEWAY, tuning=tuning)
     pool.start()
     await eventually(lambda: all(i.health.healthy and i.state.hello for i in pool.instances), 15)
     return pool, http
