@@ -23,7 +23,8 @@ from ares.bench.options import JsonFile, Model
 from ares.bench.steady import machine_load
 from ares.engine.defaults import local_flags
 from ares.gateway.openai.sampling import Sampling
-from ares.gateway.pool.generate import Delta, EngineClient, EngineLostError, EngineRefusedError, http_client
+from ares.gateway.pool.delta import Delta, EngineLostError, EngineRefusedError
+from ares.gateway.pool.generate import EngineClient, http_client
 from ares.local_cluster import cluster as local
 from ares.models.resolve import DEFAULT_MODEL
 from ares.terminal import tables

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from ares.gateway.openai.sampling import Sampling
-from ares.gateway.pool.generate import Delta, http_client
+from ares.gateway.pool.delta import Delta
+from ares.gateway.pool.generate import http_client
 from ares.gateway.pool.instance import Instance, NoInstanceError
 from ares.gateway.pool.pool import Pool
 from ares.gateway.session.handover import MigrationRecord

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from ares.gateway.pool.connections import Connection
+from ares.gateway.pool.delta import EngineLostError, EngineRefusedError
 from ares.gateway.pool.discovery import Unusable, describe
-from ares.gateway.pool.generate import EngineClient, EngineLostError, EngineRefusedError, Stream, http_client
+from ares.gateway.pool.generate import EngineClient, http_client
 from ares.gateway.pool.health import Status
+from ares.gateway.pool.stream import Stream
 from ares.gateway.tuning import DEFAULT
 from tests.waiting import eventually
 

@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 import pytest
 
-from ares.gateway.pool.generate import Delta, EngineLostError, EngineRefusedError, Stream
+from ares.gateway.pool.delta import Delta, EngineLostError, EngineRefusedError
 from ares.gateway.pool.merged_tokens import MergedTokens
+from ares.gateway.pool.stream import Stream
 
 HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 ERROR = b'data: {"error":{"message":"no memory","code":503}}\n\n'

@@ -12,8 +12,9 @@ import zmq
 
 from ares.gateway.pool.channel import ControlSocket, watched
 from ares.gateway.pool.control_client import ControlClient
+from ares.gateway.pool.delta import EngineLostError, EngineRefusedError
 from ares.gateway.pool.discovery import Discovery, Served, Unusable, key_refused
-from ares.gateway.pool.generate import EngineClient, EngineLostError, EngineRefusedError
+from ares.gateway.pool.generate import EngineClient
 from ares.gateway.pool.health import Health, Status
 from ares.gateway.pool.state import InstanceState
 from ares.gateway.pool.subscription import Subscription

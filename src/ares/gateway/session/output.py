@@ -5,7 +5,8 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-from ares.gateway.pool.generate import Delta, EngineLostError, Stream
+from ares.gateway.pool.delta import Delta, EngineLostError
+from ares.gateway.pool.stream import Stream
 
 # Given new tokens; returns whether the output is complete (a stop string was found), or what is to be awaited for that:
 # a client that does not keep up, or tokens that take long.

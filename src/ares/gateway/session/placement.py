@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ares.gateway.openai.sampling import Sampling
-from ares.gateway.pool.generate import Delta, EngineLostError, EngineRefusedError
+from ares.gateway.pool.delta import Delta, EngineLostError, EngineRefusedError
 from ares.gateway.pool.instance import Instance, NoInstanceError
 from ares.gateway.pool.likeness import Values
 from ares.gateway.pool.prompt_blocks import PromptBlocks
