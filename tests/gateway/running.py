@@ -1,7 +1,8 @@
 """Sessions over fake instances: what runs them, and what they are to give."""
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -105,6 +106,12 @@ class Run:
         finally:
             if source is not None:
                 source.hold_at = None
+
+    @contextlib.asynccontextmanager
+    async def unread(self) -> AsyncIterator[None]:
+        """Take nothing of the session meanwhile."""
+        async with self._changed:
+            yield
 
     async def finish(self) -> list[int]:
         async with asyncio.timeout(60):

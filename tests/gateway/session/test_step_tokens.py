@@ -87,7 +87,7 @@ async def test_a_suspension_within_a_chunk(cluster: FakeCluster, start: Start) -
 async def test_a_client_that_does_not_read_for_a_while(cluster: FakeCluster, start: Start) -> None:
     run = start(400)
     await run.reached(10)
-    async with run._changed:  # its next tokens are given out only when this ends
+    async with run.unread():
         await asyncio.sleep(0.3)
     assert await run.finish() == undisturbed(400)
     await cluster.quiet()
@@ -99,12 +99,26 @@ async def test_log_probabilities_come_with_the_reply_alone(cluster: FakeCluster,
     assert all(delta.logprobs is not None for delta in run.deltas)
 
 
-async def test_nothing_is_left_of_streams_that_have_ended(cluster: FakeCluster, start: Start) -> None:
+async def test_streams_that_have_ended_are_forgotten(cluster: FakeCluster, start: Start) -> None:
+    """Each ends in another way; until then the step channel brings their tokens."""
+    runs = [start(30), start(1000), start(1000)]
     engine = cluster.instance("decode-0").engine
-    ended, left = start(30), start(1000)
-    await left.reached(10)
-    assert len(engine._early) in (1, 2)
-    await ended.finish()
-    await left.leave()
-    await eventually(lambda: not engine._early)
+    await runs[1].reached(10)
+    await runs[2].reached(10)
+    assert engine.early_streams >= 2
+    await runs[0].finish()
+    await runs[1].leave()
+    assert (await runs[2].move("decode-1")).outcome == "moved"
+    await eventually(lambda: engine.early_streams == 0)
+    await runs[2].leave()
     await cluster.quiet()
+
+
+async def test_how_many_came_over_the_step_channel(cluster: FakeCluster, start: Start) -> None:
+    run = start(60)
+    await run.finish()
+    assert 40 < run.session.output.step_tokens < 60
+    cluster.fakes["decode-0"].faults.lose_tokens = 1
+    lost = start(60)
+    await lost.finish()
+    assert lost.session.output.step_tokens == 0

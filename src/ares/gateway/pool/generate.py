@@ -69,6 +69,11 @@ class EngineClient:
         """Whether requests and replies are encrypted."""
         return self._tls is not None
 
+    @property
+    def early_streams(self) -> int:
+        """How many streams the step channel brings tokens for."""
+        return len(self._early)
+
     async def stream(
         self, body: dict[str, Any], headers: Mapping[str, str] = _NO_HEADERS, *, step_tokens: bool = False
     ) -> Stream:

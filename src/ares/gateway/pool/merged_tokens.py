@@ -14,11 +14,18 @@ class DifferentTokensError(ValueError):
 
 
 class MergedTokens:
-    """Merges both channels by the position of the tokens in the output."""
+    """Merges both channels by the position of the tokens in the output.
 
-    __slots__ = ("_ahead", "_beyond", "_known", "_waiting")
+    Attributes
+    ----------
+    early_tokens
+        How many tokens the step channel has brought first.
+    """
+
+    __slots__ = ("_ahead", "_beyond", "_known", "_waiting", "early_tokens")
 
     def __init__(self) -> None:
+        self.early_tokens = 0
         # Tokens from either channel so far; those of them that the stream has not brought yet; those not taken yet, by
         # the step that generated them.
         self._known = 0
@@ -41,6 +48,7 @@ class MergedTokens:
         elif repeated < len(token_ids) and len(self._waiting) < _MOST_WAITING:
             new = token_ids[repeated:] if repeated else token_ids
             self._known += len(new)
+            self.early_tokens += len(new)
             self._ahead += new
             self._waiting.append(new)
 

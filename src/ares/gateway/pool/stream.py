@@ -99,6 +99,11 @@ class Stream(asyncio.Protocol):
         """Whether its reader waits for data."""
         return self._arrival is not None and not self._arrival.done()
 
+    @property
+    def early_tokens(self) -> int:
+        """How many of its tokens the step channel has brought."""
+        return self._merged.early_tokens if self._merged is not None else 0
+
     async def batches(self) -> AsyncIterator[list[Delta]]:
         """Yield the new tokens of each read; the errors are those of `batch`."""
         while batch := await self.batch():

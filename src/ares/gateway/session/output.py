@@ -29,6 +29,8 @@ class Output:
         Times of `time.monotonic`; 0 before the first token.
     longest_gap_s
         Longest time between two deliveries, for any reason.
+    step_tokens
+        How many of the tokens have come over a step channel; counted when a stream ends.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -37,6 +39,7 @@ class Output:
     first_token_at: float = 0.0
     last_token_at: float = 0.0
     longest_gap_s: float = 0.0
+    step_tokens: int = 0
 
     async def deliver(self, batch: list[Delta], emit: Emit) -> bool:
         """Give new tokens to the client; return whether the output is complete."""

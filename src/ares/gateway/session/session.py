@@ -417,6 +417,7 @@ class Session:
             raise EngineLostError(str(error)) from error
         finally:
             self._streaming = False
+            self.output.step_tokens += segment.stream.early_tokens
             relay.close()
             segment.stream.close()
         return True
