@@ -89,6 +89,8 @@ class SteeredChannel(ControlChannel):
         """Send the tokens of a step, where they are not lost."""
         self._steps += 1
         lost = self._fake.faults.lose_tokens
+        if self._fake.faults.wrong_tokens:
+            rows = [messages.NewTokens(row.key, row.position, [token ^ 1 for token in row.token_ids]) for row in rows]
         if not (lost and self._steps % lost == 0):
             super().post_tokens(rows)
 

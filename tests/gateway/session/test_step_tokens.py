@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from ares.gateway.pool.merged_tokens import DifferentTokensError
 from ares.gateway.tuning import DEFAULT
 from tests.gateway.fakes import FakeInstance, instances
 from tests.gateway.running import PROMPT, VOCABULARY, FakeCluster, Start, move_once, undisturbed
@@ -97,6 +98,15 @@ async def test_log_probabilities_come_with_the_reply_alone(cluster: FakeCluster,
     run = start(40, logprobs=1)
     assert await run.finish() == undisturbed(40)
     assert all(delta.logprobs is not None for delta in run.deltas)
+
+
+async def test_an_instance_that_contradicts_itself_fails_the_request(cluster: FakeCluster, start: Start) -> None:
+    """It is not resumed elsewhere: its client has a token of which nobody knows whether it is right."""
+    cluster.fakes["decode-0"].faults.wrong_tokens = True
+    run = start(100)
+    with pytest.raises(DifferentTokensError):
+        await run.finish()
+    await cluster.quiet()
 
 
 async def test_streams_that_have_ended_are_forgotten(cluster: FakeCluster, start: Start) -> None:

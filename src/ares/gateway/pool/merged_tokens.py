@@ -9,7 +9,7 @@ _MOST_WAITING = 1024
 _MOST_BEYOND = 64
 
 
-class DifferentTokensError(ValueError):
+class DifferentTokensError(RuntimeError):
     """The two channels have brought different tokens."""
 
 

@@ -8,7 +8,7 @@ import httptools
 import msgspec
 
 from ares.gateway.pool.delta import Delta, EngineLostError, EngineRefusedError
-from ares.gateway.pool.merged_tokens import DifferentTokensError, MergedTokens
+from ares.gateway.pool.merged_tokens import MergedTokens
 from ares.gateway.tuning import DEFAULT, Tuning
 
 # Errors of bytes that no engine sends: no JSON, no UTF-8, an error whose code is no number, endless nesting.
@@ -124,6 +124,8 @@ class Stream(asyncio.Protocol):
             The connection broke before the stream ended.
         EngineRefusedError
             The engine failed the request.
+        DifferentTokensError
+            The step channel has brought other tokens than the reply: the output cannot be continued.
         """
         while True:
             if self._received or (self._merged is not None and self._merged.waiting):
@@ -188,15 +190,12 @@ class Stream(asyncio.Protocol):
         return data
 
     def _come(self) -> list[Delta]:
-        """Return the new tokens of what has come, over the step channel and in complete events; errors as `_parse`."""
+        """Return the new tokens of what has come, over the step channel and in complete events; errors as `batch`."""
         batch = self._parse(self._drain()) if self._received else []
         if (merged := self._merged) is None:
             return batch
-        try:
-            for delta in batch:
-                merged.streamed(delta.token_ids or [])
-        except DifferentTokensError as error:
-            raise EngineRefusedError(500, str(error)) from error
+        for delta in batch:
+            merged.streamed(delta.token_ids or [])
         deltas = [Delta(token_ids=token_ids) for token_ids in merged.take()]
         if batch and (last := batch[-1]).finish_reason is not None:
             end = deltas[-1] if deltas else Delta(token_ids=[])
