@@ -221,3 +221,25 @@ def test_bench_decision(tmp_path: Path) -> None:
     assert 0 < result["p50_ms"] <= result["p99_ms"]
     assert result["moves"] > 0
     assert runner.invoke(bench, ["decision", "--preset", "nope"]).exit_code == 2
+
+
+@pytest.mark.timeout(900)
+def test_prefix_caches_need_a_trace_that_names_blocks(tmp_path: Path) -> None:
+    trace, out = tmp_path / "trace.jsonl", tmp_path / "out.json"
+    rows = [
+        {"timestamp": 3000 * n, "input_length": 1100, "output_length": 20, "hash_ids": [n % 2, 2 + n % 2, 10 + n]}
+        for n in range(12)
+    ]
+    trace.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = ["--trace", str(trace), "--preset", "least-time", "--prefill", "1", "--decode", "1", "--json", str(out)]
+    done = runner.invoke(app, [*given, "--prefix-caching"])
+    assert done.exit_code == 0, done.output
+    (run,) = json.loads(out.read_text())["runs"]
+    # All but the first turn of both chats find two blocks.
+    assert run["prefix_caches"]["prefill_cached_tokens"] == run["prefix_caches"]["pull_cached_tokens"] == 10 * 1024
+    refused = runner.invoke(app, given)
+    assert refused.exit_code == 2
+    assert "--prefix-caching" in refused.output
+    refused = runner.invoke(app, ["--trace", "paper", "--prefix-caching"])
+    assert refused.exit_code == 2
+    assert "--prefix-caching changes nothing: paper is a built-in workload" in refused.output

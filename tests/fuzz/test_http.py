@@ -16,7 +16,8 @@ from ares.engine import identity as instance
 from ares.engine.plugin import InstancePlugin
 from ares.gateway.openai.replies import Choice, Envelope
 from ares.gateway.openai.text import Detokenizer, TextModel
-from ares.gateway.pool.generate import EngineLostError, EngineRefusedError, Stream
+from ares.gateway.pool.delta import EngineLostError, EngineRefusedError
+from ares.gateway.pool.stream import Stream
 from tests.fuzz.cases import edited, fuzz, json_texts, noise, warped
 from tests.fuzz.service import MODEL, Service
 

@@ -9,7 +9,7 @@ from typing import Any
 from ares.config import GatewayConfig
 from ares.gateway.control.snapshot import ClusterSnapshot
 from ares.gateway.openai.sampling import Sampling
-from ares.gateway.pool.generate import Delta
+from ares.gateway.pool.delta import Delta
 from ares.gateway.pool.instance import Instance
 from ares.gateway.service import Gateway
 from ares.gateway.session.session import Session

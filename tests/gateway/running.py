@@ -1,13 +1,15 @@
 """Sessions over fake instances: what runs them, and what they are to give."""
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
 from ares.gateway.openai.sampling import Sampling
-from ares.gateway.pool.generate import Delta, http_client
+from ares.gateway.pool.delta import Delta
+from ares.gateway.pool.generate import http_client
 from ares.gateway.pool.instance import Instance, NoInstanceError
 from ares.gateway.pool.pool import Pool
 from ares.gateway.session.handover import MigrationRecord
@@ -20,6 +22,8 @@ from tests.waiting import eventually
 # Of the fakes and of the tokenizer (tests/gateway/conftest.py).
 VOCABULARY = 259
 PROMPT = [10, 20, 30, 40, 50]
+# Name of the gateway, of a session's too where none is given.
+GATEWAY = "gateway"
 # Notices a silent instance after tenths of a second.
 IMPATIENT = Tuning(silent_s=0.3, silent_intervals=5, reconnect_s=0.05)
 
@@ -103,6 +107,12 @@ class Run:
             if source is not None:
                 source.hold_at = None
 
+    @contextlib.asynccontextmanager
+    async def unread(self) -> AsyncIterator[None]:
+        """Take nothing of the session meanwhile."""
+        async with self._changed:
+            yield
+
     async def finish(self) -> list[int]:
         async with asyncio.timeout(60):
             await self.task
@@ -130,7 +140,7 @@ Start = Callable[..., Run]
 
 async def start_pool(fakes: list[FakeInstance], tuning: Tuning = DEFAULT) -> tuple[Pool, Any]:
     http = http_client()
-    pool = Pool([fake.url for fake in fakes], http, 0.02, tuning=tuning)
+    pool = Pool([fake.url for fake in fakes], http, 0.02, gateway=GATEWAY, tuning=tuning)
     pool.start()
     await eventually(lambda: all(i.health.healthy and i.state.hello for i in pool.instances), 15)
     return pool, http

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from tokenizers import Tokenizer
 
-from ares.gateway.pool.generate import EngineRefusedError
+from ares.gateway.pool.delta import EngineRefusedError
 from tests.gateway.fakes import FakeInstance
 from tests.gateway.http.service import Service, serving
 from tests.waiting import eventually

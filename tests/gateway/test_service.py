@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ares.gateway.pool.generate import EngineRefusedError
+from ares.gateway.pool.delta import EngineRefusedError
 from ares.gateway.service import COMMANDED, Gateway, TargetError
 from ares.gateway.session.handover import NotMovableError
 from tests.gateway.fakes import FakeInstance, instances

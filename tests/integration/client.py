@@ -116,7 +116,15 @@ class Client:
 
     async def engine_metric(self, instance: str, name: str) -> float:
         """Return the sum of one of vLLM's own counters on an instance."""
-        url = next(i["url"] for i in (await self.status())["instances"] if i["name"] == instance)
+        return await self._metric(
+            next(i["url"] for i in (await self.status())["instances"] if i["name"] == instance), name
+        )
+
+    async def gateway_metric(self, name: str) -> float:
+        """Return the sum of one of the gateway's own counters."""
+        return await self._metric(self.url, name)
+
+    async def _metric(self, url: str, name: str) -> float:
         async with self.http.get(f"{url}/metrics") as reply:
             lines = (await reply.text()).splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((name + "{", name + " ")))

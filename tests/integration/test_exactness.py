@@ -34,6 +34,7 @@ async def test_concurrent_streams_moved_again_and_again_are_token_exact(client: 
     fresh = prompts(seed=7)  # seen by no other test, so that nothing of them is cached anywhere
     instances = ("decode-0", "decode-1")
     hits = {name: await client.engine_metric(name, "vllm:external_prefix_cache_hits_total") for name in instances}
+    early = await client.gateway_metric("ares_output_step_tokens_total")
     expired = {name: await client.engine_metric(name, "vllm:nixl_num_kv_expired_reqs_total") for name in instances}
 
     streams = [client.stream(f"exact-{n}", prompt, length) for n, prompt in enumerate(fresh)]
@@ -54,6 +55,9 @@ async def test_concurrent_streams_moved_again_and_again_are_token_exact(client: 
 
     assert [output.error for output in outputs] == [None] * STREAMS
     assert min(moves) >= 2, f"every stream must move at least twice: {moves}, {outcomes}"
+    # Most tokens came over the step channel, one step at a time; the replies have them all.
+    early = await client.gateway_metric("ares_output_step_tokens_total") - early
+    assert early > STREAMS * length / 2
     # The KV really came over: vLLM's own counters rise by what the moves and the prefills say, and no lease ended.
     await client.quiet()
     history = (await client.status())["migrations"]

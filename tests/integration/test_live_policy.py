@@ -10,7 +10,7 @@ import pytest
 
 from ares.config import GatewayConfig
 from ares.gateway.openai.sampling import Sampling
-from ares.gateway.pool.generate import Delta
+from ares.gateway.pool.delta import Delta
 from ares.gateway.records.replay import replay
 from ares.gateway.service import Gateway
 from ares.local_cluster import cluster as local

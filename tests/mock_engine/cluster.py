@@ -10,7 +10,8 @@ import aiohttp
 from ares.free_ports import free_ports
 from ares.gateway.openai.sampling import Sampling
 from ares.gateway.pool import instance as gateway
-from ares.gateway.pool.generate import Delta, http_client
+from ares.gateway.pool.delta import Delta
+from ares.gateway.pool.generate import http_client
 from ares.gateway.pool.pool import Pool
 from ares.gateway.session.placement import Placement
 from ares.gateway.session.session import Session

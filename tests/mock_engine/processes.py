@@ -11,7 +11,7 @@ from typing import Any
 from ares.config import GatewayConfig
 from ares.free_ports import free_ports
 from ares.gateway.openai.sampling import Sampling
-from ares.gateway.pool.generate import Delta
+from ares.gateway.pool.delta import Delta
 from ares.gateway.service import Gateway
 from ares.gateway.tuning import DEFAULT, Tuning
 from tests.waiting import eventually

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from ares.gateway.pool.generate import Delta, EngineRefusedError, Stream
+from ares.gateway.pool.delta import Delta, EngineRefusedError
+from ares.gateway.pool.stream import Stream
 from ares.protocol import messages
 from tests.mock_engine.cluster import MODEL, PROMPT, Cluster, serving, settings
 from tests.waiting import eventually

@@ -10,7 +10,7 @@ from ares.gateway.openai.parsed_replies import ParsedChoice
 from ares.gateway.openai.parsing import OutputFormat
 from ares.gateway.openai.replies import Envelope
 from ares.gateway.openai.text import Detokenizer, TextModel
-from ares.gateway.pool.generate import Delta
+from ares.gateway.pool.delta import Delta
 from ares.parsers.chat import ChatParsers
 from ares.parsers.loading import load
 

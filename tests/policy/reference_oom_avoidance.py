@@ -67,9 +67,9 @@ def avoid_oom(cluster: Cluster, settings: OomAvoidanceSettings, running: Progres
         resident = float(cluster.resident_tokens[row])
         own_curve(resident, remaining, weights, GRID.astype(np.float64), cluster.block_tokens, mean, spread)
         points = max(1, int(np.searchsorted(GRID, min(float(remaining[-1]), settings.horizon), side="left")))
-        target = choose_instance(
-            expected, variance, capacity, closed, mean, spread, points, settings.deviations, settings.headroom
-        )
+        nothing = (np.zeros(0, np.int64), 0.0)  # of no request is it known what is cached
+        limits = (points, settings.deviations, settings.headroom)
+        target = choose_instance(expected, variance, capacity, closed, *nothing, mean, spread, *limits)
         lack = f"{cluster.instances[source]} lacks {overflow[source]:.0f} of {cluster.capacity_tokens[source]} tokens"
         if target >= 0:
             expected[target] += mean

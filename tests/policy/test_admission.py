@@ -15,6 +15,8 @@ def choose(expected: list[list[float]], own: list[float], **changes: object) -> 
         "variance": np.zeros((len(expected), len(own))),
         "limit": np.full(len(expected), 1000, np.int64),
         "closed": np.zeros(len(expected), np.int64),
+        "cached": np.zeros(0, np.int64),
+        "cached_weight": 1.0,
         "own_mean": np.asarray(own, float),
         "own_variance": np.zeros(len(own)),
         "points": len(own),
@@ -40,6 +42,27 @@ def test_nobody_enters_where_the_peak_does_not_fit() -> None:
 def test_uncertainty_counts() -> None:
     assert choose([[800.0]], [100.0], variance=np.array([[10_000.0]]), deviations=0.5) == 0
     assert choose([[800.0]], [100.0], variance=np.array([[10_000.0]]), deviations=1.5) == -1
+
+
+def test_what_is_cached_counts_as_much_as_room_where_the_request_fits() -> None:
+    one, other = [600.0], [550.0]
+    assert choose([one, other], [100.0]) == 1
+    assert choose([one, other], [100.0], cached=np.array([60, 0])) == 0
+    assert choose([one, other], [100.0], cached=np.array([40, 0])) == 1
+    assert choose([one, other], [100.0], cached=np.array([40, 0]), cached_weight=2.0) == 0
+    assert choose([one, other], [100.0], cached=np.array([60, 0]), cached_weight=0.0) == 1
+    assert choose([[950.0], [800.0]], [100.0], cached=np.array([100, 0])) == 1, "it must fit"
+    assert choose([[950.0], [960.0]], [100.0], cached=np.array([100, 100])) == -1
+    assert choose([one, other], [100.0], cached=np.array([60, 0]), closed=np.array([1, 0])) == 1
+
+
+def test_an_empty_instance_takes_any_request_whatever_is_cached() -> None:
+    empty, used = [0.0], [50.0]
+    assert choose([empty, used], [100.0], cached=np.array([0, 60])) == 1
+    assert choose([used, empty], [100.0], cached=np.array([60, 0])) == 0
+    assert choose([empty, used], [100.0], cached=np.array([0, 40])) == 0
+    assert choose([used, empty], [5000.0], cached=np.array([60, 0])) == 1
+    assert choose([empty, used], [5000.0], cached=np.array([0, 60])) == 0
 
 
 def test_memory_time() -> None:

@@ -123,6 +123,38 @@ def test_one_that_is_excluded_goes_elsewhere_or_lets_the_others_pass() -> None:
     assert names(decide(emptier, candidates, suspension=None))[0] == ("admit", 0, 0)
 
 
+def test_turns_go_to_where_they_are_cached_and_no_herd_forms() -> None:
+    cluster = running([(0, 300, 500), (1, 250, 500)], instances=2, capacity=10_000)
+    cached = np.array([[400, 0]] * 8)
+    turns = waiting([500] * 8, [10] * 8, cached_tokens=cached)
+    weighing = AdmissionSettings(deviations=0.0, headroom=0.0, cached_weight=1.0)
+    chosen = [entry.instance for entry in decide(cluster, turns, admission=weighing, suspension=None)]
+    assert chosen[0] == 0, "50 tokens fuller, and 400 of it are there"
+    assert sorted(chosen) == [0] * 4 + [1] * 4, "what has entered counts"
+    alone = [entry.instance for entry in decide(cluster, turns, suspension=None)]
+    assert alone[0] == 1
+
+
+@given(
+    loads=st.lists(st.integers(1, 900), min_size=2, max_size=5),
+    cached=st.lists(st.integers(0, 200), min_size=5, max_size=5),
+    weight=st.sampled_from([0.5, 1.0, 4.0]),
+)
+def test_the_price_of_what_is_cached_is_bounded(loads: list[int], cached: list[int], weight: float) -> None:
+    """A turn enters where it fits, and nowhere that is fuller by more tokens than it has cached there, times weight."""
+    count = len(loads)
+    cluster = running([(n, load, 1000) for n, load in enumerate(loads)], instances=count, capacity=2000)
+    turn = waiting([200], [10], cached_tokens=np.array([cached[:count]]))
+    weighing = AdmissionSettings(deviations=0.0, headroom=0.0, cached_weight=weight)
+    entries = decide(cluster, turn, admission=weighing, suspension=None)
+    plain = decide(cluster, turn, suspension=None)
+    assert len(entries) == len(plain)
+    if entries:
+        chosen, least = entries[0].instance, plain[0].instance
+        assert loads[chosen] - loads[least] <= weight * cached[chosen] + 1
+        assert cached[chosen] >= cached[least] or chosen == least
+
+
 def test_room_is_not_made_where_the_candidate_is_excluded() -> None:
     cluster = running([(0, 900, 400), (1, 900, 400)], instances=2)
     stand = progress(2, generated=[100, 100], elapsed_s=[1.0, 2.0])

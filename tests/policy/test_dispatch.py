@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ares.policy import DISPATCHERS, PRESETS, dispatcher
+from ares.policy.dispatch.forecast import ForecastDispatchSettings
 from tests.policy.test_rebalance import cluster
 
 
@@ -22,6 +23,18 @@ def test_forecast_sees_growth_where_least_loaded_sees_today() -> None:
     view = cluster([0] * 4 + [1] * 4, [500] * 4 + [400] * 4, [20.0] * 4 + [9000.0] * 4, [100_000] * 2)
     assert dispatcher("least_loaded").choose(view, 10, None) == 1
     assert dispatcher("forecast").choose(view, 10, None) == 0
+
+
+def test_forecast_weighs_what_is_cached_as_admission_does() -> None:
+    view = cluster([0, 1], [3000, 2900], [500.0] * 2, [100_000] * 2)
+    seen = replace(view, cached_tokens=np.array([200, 0]))
+    weighing = dispatcher("forecast", ForecastDispatchSettings(cached_weight=1.0))
+    short = np.full(len(view.levels), 10.0)
+    assert [one.choose(seen, 400, short) for one in (dispatcher("forecast"), weighing)] == [1, 0]
+    assert weighing.choose(view, 400, short) == 1
+    assert weighing.choose(replace(seen, cached_tokens=np.array([50, 0])), 400, short) == 1
+    with pytest.raises(ValueError, match="cached_weight"):
+        ForecastDispatchSettings(cached_weight=17.0)
 
 
 @pytest.mark.parametrize("name", DISPATCHERS)

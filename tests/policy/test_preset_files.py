@@ -71,7 +71,7 @@ def test_what_is_wrong_in_a_file_is_said(data: object, said: str) -> None:
         (["theta=1"], "give dispatch.SETTING=VALUE or admission.SETTING=VALUE or rebalance.SETTING=VALUE"),
         (["rebalance.theta"], "or rebalance.SETTING=VALUE"),
         (["queue.order=fcfs"], "give dispatch.SETTING=VALUE"),
-        (["dispatch.x=1"], "dispatch policy 'forecast': unknown setting 'x'; known: none"),
+        (["dispatch.x=1"], "dispatch policy 'forecast': unknown setting 'x'; known: cached_weight"),
         (["admission.ttft_s=1"], "admission policy 'forecast': unknown setting 'ttft_s'; known: deviations"),
         (["admission.order=lifo"], "setting order must be one of fcfs, shortest_memory_time, not 'lifo'"),
         (["admission.suspends=maybe"], "setting suspends must be true or false"),

@@ -95,7 +95,10 @@ def test_by_command(tmp_path: Path) -> None:
     assert "planned" in done.output
     result = json.loads(out.read_text())
     assert [run["planned"] for run in result["runs"]] == [False, False, True]
-    for wrong, why in ((["--preset", "least-time"], "needs prompts"), (["--preset", "best"], "unknown preset")):
+    for wrong, why in (
+        (["--preset", "least-time"], "looks at what is cached"),
+        (["--preset", "best"], "unknown preset"),
+    ):
         refused = CliRunner().invoke(app, [*given, *wrong])
         assert refused.exit_code == 2
         assert why in refused.output

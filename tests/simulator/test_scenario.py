@@ -16,5 +16,5 @@ def test_warm_copies_are_refused_unless_their_budget_is_zero() -> None:
 
 
 def test_what_needs_prompts_is_refused() -> None:
-    with pytest.raises(ValueError, match="needs prompts"):
+    with pytest.raises(ValueError, match="looks at what is cached"):
         scenario().policy("ares-prefix")

@@ -26,7 +26,14 @@ _ROLE_S = 10.0
 _FOR_A_MOVE = 2
 # Answers of the admin routes that say why an order cannot be carried out.
 _REFUSALS = (404, 409, 503)
-_UNDONE: dict[str, Any] = {"predictions": None, "telemetry": None, "refuse": False, "slow": 1.0, "freeze_s": 0.0}
+_UNDONE: dict[str, Any] = {
+    "predictions": None,
+    "telemetry": None,
+    "refuse": False,
+    "lose_tokens": 0.0,
+    "slow": 1.0,
+    "freeze_s": 0.0,
+}
 
 
 class EventRunner:

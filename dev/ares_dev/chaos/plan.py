@@ -31,11 +31,11 @@ _TELEMETRY_FAULTS = (
 )
 # Of two real decode instances one would be left, for as long as the other has another role.
 _MOCK_DECK = (
-    *('{"refuse":true}', '{"drop_streams":true}', '{"slow":8}', "freeze", "die"),
+    *('{"refuse":true}', '{"drop_streams":true}', '{"slow":8}', '{"lose_tokens":0.5}', "freeze", "die"),
     *("role decode", "role decode", "role prefill"),
 )
 # The cluster recovers from these by itself, so that they may hit many instances at a time.
-_HARMLESS = ("predictions", "constant", "empty", "full", "slow")
+_HARMLESS = ("predictions", "constant", "empty", "full", "slow", "lose_tokens")
 
 
 class Shape(msgspec.Struct, frozen=True):

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from ares.gateway.openai.sampling import Sampling
-from ares.gateway.pool.generate import Delta, EngineLostError
+from ares.gateway.pool.delta import Delta, EngineLostError
 from ares.gateway.pool.instance import Instance, NoInstanceError
 from ares.gateway.session.placement import Placement
 from ares.gateway.session.session import Session

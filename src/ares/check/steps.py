@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import aiohttp
 
 from ares.check.rows import Outcome, Row
-from ares.gateway.pool.generate import EngineLostError, EngineRefusedError
+from ares.gateway.pool.delta import EngineLostError, EngineRefusedError
 from ares.gateway.pool.instance import NoInstanceError
 from ares.gateway.session.handover import HandoverError, NotMovableError
 

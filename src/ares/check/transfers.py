@@ -14,7 +14,7 @@ from ares.check.divergence import Divergence, add
 from ares.check.generation import HANDOVER_TIMEOUT_S, Generation, first_difference, generate, new_prompt
 from ares.check.instances import Cluster, Found
 from ares.check.rows import Outcome, Row
-from ares.gateway.pool.generate import EngineLostError
+from ares.gateway.pool.delta import EngineLostError
 from ares.gateway.session import precopy
 from ares.gateway.session.handover import MigrationRecord
 from ares.policy.transfer import PRE_COPY, STOP_AND_COPY, Mode

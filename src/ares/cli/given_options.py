@@ -53,7 +53,7 @@ def _without_effect(
     given: Collection[str], scenario: "Scenario", policies: Collection[Preset]
 ) -> Iterator[tuple[str, str]]:
     if scenario.trace in WORKLOADS:
-        for flag in ("--format", "--time-unit"):
+        for flag in ("--format", "--time-unit", "--prefix-caching"):
             yield flag, f"{scenario.trace} is a built-in workload, not a file; give --trace FILE"
     if "--load" in given:
         yield "--time-unit", "--load sets the rate, whatever the trace's; give --rate-scale to keep the trace's"

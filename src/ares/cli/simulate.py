@@ -28,6 +28,7 @@ from ares.cli.simulate_options import (
     Predictor,
     Prefill,
     PrefillProfile,
+    PrefixCaching,
     Presets,
     ProfileName,
     Rebalance,
@@ -143,6 +144,7 @@ def simulate(
     rebalance: Rebalance = None,
     policies: Policies = None,
     settings: Settings = None,
+    prefix_caching: PrefixCaching = False,
     json_path: Out = None,
     report: Annotated[Path | None, typer.Option(help="Write a self-contained HTML page into this folder.")] = None,
     curves: Annotated[Path | None, typer.Option(help="A sweep's JSON, for the load curves of the report.")] = None,
@@ -173,7 +175,7 @@ def simulate(
             trace, trace_format, requests, prefill, decode, profile, prefill_profile, predictor, period,
             admission=admission, dispatch=dispatch, rebalance=rebalance,
             slo_ttft=slo_ttft, slo_tpot=slo_tpot, slo_gap=slo_gap, classes=_classes(classes), time_unit=time_unit,
-            policies=tuple(policies or ()), settings=tuple(settings or ()),
+            policies=tuple(policies or ()), settings=tuple(settings or ()), prefix_caching=prefix_caching,
         )  # fmt: skip
         names = presets or DEFAULT_PRESETS
         check(given, scenario, names)
@@ -268,6 +270,7 @@ def sweep(
     period: Period = 0.5,
     policies: Policies = None,
     settings: Settings = None,
+    prefix_caching: PrefixCaching = False,
     processes: Annotated[int, typer.Option(min=1, help="Concurrent runs.")] = 1,
     json_path: Out = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the curves into this file (svg, png or pdf).")] = None,
@@ -285,7 +288,7 @@ def sweep(
         scenario = scenarios.Scenario(
             trace, trace_format, requests, prefill, decode, profile, prefill_profile, predictor, period,
             slo_ttft=slo_ttft, slo_tpot=slo_tpot, slo_gap=slo_gap, classes=_classes(classes),
-            policies=tuple(policies or ()), settings=tuple(settings or ()),
+            policies=tuple(policies or ()), settings=tuple(settings or ()), prefix_caching=prefix_caching,
         )  # fmt: skip
         names = presets or DEFAULT_PRESETS
         check(options.given_flags(context), scenario, names)
@@ -464,7 +467,9 @@ def roles(
         options.refuse_not_finite(load=load, day=day, slo_ttft=slo_ttft, slo_tpot=slo_tpot)
         policy = known_preset(preset)
         if policy.sees_prefixes:
-            raise ValueError(f"--preset {preset} needs prompts, and the simulator knows their lengths alone")
+            raise ValueError(
+                f"--preset {preset} looks at what is cached, and changes of role are simulated without prefix caches"
+            )
         engine, settings = load_profile(profile), PressureSettings()
         works = read_trace(first), read_trace(second)
         rates = [load * role_day.best_rate(work, engine, instances) for work in works]

@@ -30,6 +30,12 @@ Requests = Annotated[
         help="How many requests (built-in workloads: 2000 by default); a file with fewer is repeated.",
     ),
 ]
+PrefixCaching = Annotated[
+    bool,
+    typer.Option(
+        "--prefix-caching", help="Instances keep the blocks of prompts, which the trace must name (mooncake, bailian)."
+    ),
+]
 Prefill = Annotated[int, typer.Option(min=0, help="Prefill instances; with 0 the decode instances prefill.")]
 Decode = Annotated[int, typer.Option(min=1, help="Decode instances.")]
 ProfileName = Annotated[

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import msgspec
@@ -121,7 +121,8 @@ class ControlChannel:
         self._telemetry = telemetry
         self._notify = notify
         self._commands: deque[tuple[bytes, EngineCommand]] = deque()
-        self._outgoing: deque[tuple[bytes | None, bytes]] = deque()
+        # To a subscriber, to a gateway by its name, or to all.
+        self._outgoing: deque[tuple[bytes | str | None, bytes]] = deque()
         self._subscribers: dict[bytes, _Subscriber] = {}
         self.draining = False
         self._drain_deadline: float | None = None
@@ -173,8 +174,16 @@ class ControlChannel:
         """Send an event to one gateway, or to every subscriber. Any thread."""
         self.send(rpc.encode(event), receiver)
 
-    def send(self, body: bytes, receiver: bytes | None = None) -> None:
-        """Send an encoded event, as `post`. Any thread."""
+    def post_tokens(self, rows: Iterable[messages.NewTokens]) -> None:
+        """Send each gateway the new tokens of its requests. Any thread."""
+        by_gateway: dict[str, list[messages.NewTokens]] = {}
+        for row in rows:
+            by_gateway.setdefault(messages.owner(row.key), []).append(row)
+        for gateway, its in by_gateway.items():
+            self.send(rpc.encode(messages.StepTokens(its)), gateway)
+
+    def send(self, body: bytes, receiver: bytes | str | None = None) -> None:
+        """Send an encoded event to one subscriber, to the gateway of a name, or to every subscriber. Any thread."""
         if self._stopping:
             return
         self._outgoing.append((receiver, body))
@@ -307,7 +316,7 @@ class ControlChannel:
     def _send_due(self, now: float) -> None:
         while self._outgoing:
             receiver, body = self._outgoing.popleft()
-            for target in (receiver,) if receiver is not None else tuple(self._subscribers):
+            for target in (receiver,) if isinstance(receiver, bytes) else self._identities(receiver):
                 self._send(target, body)
         due = [identity for identity, subscriber in self._subscribers.items() if subscriber.due <= now]
         for identity in due:
@@ -325,6 +334,10 @@ class ControlChannel:
             for identity in due:
                 if identity in self._subscribers:
                     self._send(identity, body)
+
+    def _identities(self, gateway: str | None) -> list[bytes]:
+        """Return the subscribers with that name, or all."""
+        return [identity for identity, one in self._subscribers.items() if gateway is None or one.gateway == gateway]
 
     def _with_drain(self, load: messages.Telemetry, now: float) -> messages.Telemetry:
         deadline = self._drain_deadline

@@ -407,6 +407,7 @@ class Gateway:
             self.session_ids.discard(session_id)
             self.controller.wake_admission()
             self.metrics.active.dec()
+            self.metrics.step_tokens.inc(session.output.step_tokens)
             self.controller.record_output(session)
 
     def _count_parts(self, session: Session, reasoning_tokens: int | None) -> None:

@@ -27,6 +27,7 @@ class _Sampling(msgspec.Struct):
     ignore_eos: bool = False
     stop_token_ids: list[_Token] | None = None
     logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
+    stream_interval: Annotated[int, msgspec.Meta(ge=1)] | None = None
     n: Annotated[int, msgspec.Meta(ge=1)] = 1
     extra_args: dict[str, Any] | None = None
 
@@ -101,6 +102,8 @@ def read(body: bytes, model: MockModel, maximum: int, connection: Connection) ->
         priority=asked.priority,
         stop_tokens=frozenset(sampling.stop_token_ids or ()),
         logprobs=sampling.logprobs,
+        interval=sampling.stream_interval or 1,
+        sends_tokens=key is not None and params.get(fields.STEP_TOKENS) is True,
         remote_decode=params.get(fields.DO_REMOTE_DECODE) is True,
         source=source,
         script=script,

@@ -1,5 +1,6 @@
 """Faults on request, for chaos tests: `POST /simulate/faults` with any of these fields; loopback only."""
 
+import random
 import time
 from typing import Annotated, Literal
 
@@ -27,6 +28,8 @@ class Faults(msgspec.Struct, forbid_unknown_fields=True):
     telemetry
         What is reported instead: the newest message again and again (`constant`), nothing running and all blocks free
         (`empty`), no block free (`full`), impossible numbers (`absurd`), or nothing at all (`silent`).
+    lose_tokens
+        Share of the messages with the tokens of a step that is lost.
     slow
         Factor on the time of every step.
     wrong_kv
@@ -41,6 +44,7 @@ class Faults(msgspec.Struct, forbid_unknown_fields=True):
     drop_streams: bool = False
     predictions: Literal["nan", "negative", "huge"] | None = None
     telemetry: Literal["constant", "empty", "full", "absurd", "silent"] | None = None
+    lose_tokens: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
     slow: Annotated[float, msgspec.Meta(gt=0, le=1e6)] = 1.0
     wrong_kv: bool = False
     die: bool = False
@@ -117,6 +121,10 @@ class FaultState:
     def frozen_s(self) -> float:
         """Seconds that a freeze still lasts."""
         return max(0.0, self._frozen_until - time.monotonic())
+
+    def loses_tokens(self) -> bool:
+        """Whether the message with the tokens of this step is lost."""
+        return random.random() < self.current.lose_tokens  # noqa: S311 - a fault, not a secret
 
     def thaw(self) -> None:
         """End a freeze."""

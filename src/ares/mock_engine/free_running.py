@@ -10,7 +10,7 @@ import asyncio
 import socket
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -62,9 +62,20 @@ class _Completion(msgspec.Struct):
 
 @dataclass(slots=True, eq=False)
 class PreparedStream:
-    """A streamed reply: `events` repeated until `count` of them are written, then `last`.
+    """A streamed reply: an event for each of `count` tokens, with `events` repeated, then `last`.
 
-    `written` counts the events so far, of a request of that key and prompt length.
+    Attributes
+    ----------
+    key, prompt
+        Key and prompt length of its request.
+    interval
+        Tokens of an event: so many of `events` are one, `chunks`; the first token has one of its own.
+    chunks
+        The events of `interval` tokens, by the token that they begin with.
+    generated, written
+        Tokens so far, and those that are written.
+    sends_tokens
+        Whether its tokens are sent over the control channel, too.
     """
 
     connection: Connection
@@ -73,6 +84,10 @@ class PreparedStream:
     events: list[bytes]
     count: int
     last: bytes
+    interval: int = 1
+    chunks: Sequence[bytes] = ()
+    sends_tokens: bool = False
+    generated: int = 0
     written: int = 0
     batch: bytes = b""
 
@@ -80,13 +95,23 @@ class PreparedStream:
         self.batch = b"".join(self.events) * _REPETITIONS
 
     def take(self, limit: int) -> bytes:
-        """Return the next events, at most this many and at most one batch."""
+        """Generate at most so many tokens, and at most those of one batch; return the events that are to be written."""
         size = len(self.events)
-        count = min(limit, self.count - self.written, size * _REPETITIONS)
-        begin, self.written = self.written, self.written + count
-        if count == size * _REPETITIONS:
+        count = min(limit, self.count - self.generated, size * _REPETITIONS)
+        self.generated += count
+        if self.interval == 1 and count == size * _REPETITIONS:
+            self.written += count
             return self.batch
-        return b"".join(self.events[n % size] for n in range(begin, begin + count))
+        return b"".join(self._events())
+
+    def _events(self) -> Iterator[bytes]:
+        size = len(self.events)
+        while self.written < self.generated:
+            chunk = 1 if self.written == 0 else self.interval
+            if self.generated - self.written < chunk:
+                return
+            yield self.events[self.written % size] if chunk == 1 else self.chunks[self.written % size]
+            self.written += chunk
 
 
 class FreeRunningInstance:
@@ -146,7 +171,9 @@ class FreeRunningInstance:
         self._control.close()
 
     def _telemetry(self) -> messages.Telemetry:
-        rows = [messages.Row(s.key, s.prompt + s.written, s.written, RequestState.RUNNING) for s in list(self._streams)]
+        rows = [
+            messages.Row(s.key, s.prompt + s.generated, s.generated, RequestState.RUNNING) for s in list(self._streams)
+        ]
         used = sum(-(-row.resident // _PROFILE.block_size) for row in rows)
         return messages.Telemetry(0, used, len(rows), 0, 0, self.interval_s, 0, 0, rows)
 
@@ -187,7 +214,7 @@ class FreeRunningInstance:
 
     def _write_events(self, stream: PreparedStream, limit: int) -> None:
         data = stream.take(limit)
-        if stream.written == stream.count:
+        if stream.generated == stream.count:
             del self._streams[stream]
             stream.connection.end(data + stream.last)
         else:
@@ -195,7 +222,14 @@ class FreeRunningInstance:
 
     def _tick(self, due: float) -> None:
         """Write one token of every stream, as a step of an engine does."""
-        for stream in list(self._streams):
+        streams = list(self._streams)
+        ids = self._model.ids
+        self._control.post_tokens(
+            messages.NewTokens(stream.key, stream.generated, [ids[stream.generated % len(ids)]])
+            for stream in streams
+            if stream.sends_tokens and stream.generated < stream.count
+        )
+        for stream in streams:
             self._write_events(stream, 1)
         due += self.interval_s
         self._ticking = bool(self._streams)
@@ -213,15 +247,34 @@ class FreeRunningInstance:
 
     def _generate(self, request: HttpRequest, connection: Connection) -> None:
         asked = api.read(request.body, self._model, _MAX_MODEL_LEN, connection)
-        ids, count = self._model.ids, asked.end
+        ids, count, interval = self._model.ids, asked.end, asked.interval
         if not asked.stream:
             asked.output += (ids[n % len(ids)] for n in range(count))
             transfer = self._transfer(asked.id, len(asked.prompt)) if asked.remote_decode else None
             connection.reply(api.whole(asked, self.settings.model, "length", None, transfer))
             return
+
+        def tokens(begin: int, end: int) -> list[int]:
+            return [ids[n % len(ids)] for n in range(begin, end)]
+
         events = [api.event(asked, [token]) for token in ids]
-        last = api.last_event(asked, [ids[(count - 1) % len(ids)]], "length", None)
-        self._begin(PreparedStream(connection, asked.key or asked.id, len(asked.prompt), events, count - 1, last))
+        chunks = [api.event(asked, tokens(n, n + interval)) for n in range(len(ids))] if interval > 1 else ()
+        # Those that no whole event before it has.
+        rest = 0 if count == 1 else 1 + (count - 2) // interval * interval
+        last = api.last_event(asked, tokens(rest, count), "length", None)
+        self._begin(
+            PreparedStream(
+                connection,
+                asked.key or asked.id,
+                len(asked.prompt),
+                events,
+                count - 1,
+                last,
+                interval,
+                chunks,
+                asked.sends_tokens,
+            )
+        )
 
     def _chat(self, request: HttpRequest, connection: Connection) -> None:
         self._answer_openai(decode(request.body, _Completion), connection, chat=True)

@@ -251,6 +251,12 @@ class Instance:
                     self.prefix_cache.store(request.prompt, request.salt)
             self._writer.write(step.samplers)
             self.counters.tokens += len(step.samplers)
+            if not self.faults.loses_tokens():
+                self.channel.post_tokens(
+                    messages.NewTokens(request.key, len(request.output) - 1, request.output[-1:])
+                    for request in step.samplers
+                    if request.sends_tokens and request.key is not None and request.state == "running"
+                )
         now = self._loop.time()
         if now - due > _SLACK_S:
             self.counters.lag_s += now - due

@@ -94,6 +94,7 @@ def hello(instance: Described) -> messages.Hello:
         max_num_batched_tokens=settings.profile.max_num_batched_tokens,
         kv_events=settings.prefix_caching,
         roles=[identity.role] if identity.fixed_role else list(ROLES),
+        step_tokens=True,
     )
 
 

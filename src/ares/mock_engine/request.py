@@ -36,8 +36,10 @@ class Request:
         Number of output tokens from which on each token may be the last and is checked; 0: all of them.
     computed, blocks, chunk
         Tokens whose KV is here, blocks allocated, and tokens that the running step computes.
+    interval, sends_tokens
+        Tokens of an event of its stream; whether they also go to its gateway after each step.
     sent
-        Output tokens sent so far, while the client reads too slowly; None otherwise.
+        Output tokens sent so far, while some wait for their event or for a slow client; None otherwise.
     source
         vLLM's kv_transfer_params of the KV that it has still to pull.
     unwanted
@@ -65,6 +67,8 @@ class Request:
     arrival: int = 0
     stop_tokens: frozenset[int] = frozenset()
     logprobs: int | None = None
+    interval: int = 1
+    sends_tokens: bool = False
     remote_decode: bool = False
     source: dict[str, Any] | None = None
     state: State = "arriving"

@@ -36,9 +36,8 @@ class Writer:
             request.length += 1
             if not request.stream:
                 continue
-            if request.connection.paused:
-                if request.sent is None:
-                    request.sent = len(output) - 1
+            if request.connection.paused or request.interval > 1:
+                _delay(request)
                 continue
             text = digits[index]
             request.connection.transport.write(request.heads[len(text)] + text + api.EVENT_TAIL)
@@ -63,14 +62,20 @@ class Writer:
         elif position >= request.end:
             self._finish(request, "length", None)
         elif request.stream:
-            if request.connection.paused:
-                request.sent = position - 1 if request.sent is None else request.sent
-            else:
-                request.connection.transport.write(api.event(request, [token]))
+            _delay(request)
+
+
+def _delay(request: Request) -> None:
+    """Keep the newest token until there are enough for an event, and the client reads; the first one does not wait."""
+    output = request.output
+    if request.sent is None:
+        request.sent = len(output) - 1
+    if not request.connection.paused and (len(output) == 1 or len(output) - request.sent >= request.interval):
+        catch_up(request)
 
 
 def catch_up(request: Request) -> None:
-    """Send the tokens that were delayed while the client read too slowly, as one event; vLLM merges them too."""
+    """Send the tokens that were delayed, as one event; vLLM merges them too."""
     if request.sent is not None and request.state != "finished":
         delayed, request.sent = request.output[request.sent :], None
         request.connection.transport.write(api.event(request, delayed))

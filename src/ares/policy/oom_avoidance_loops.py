@@ -159,6 +159,7 @@ def choose_targets(
     expected, variance = curves
     grid, weights = horizon
     mean, spread = np.empty(len(grid)), np.empty(len(grid))
+    nothing = np.zeros(0, np.int64)
     for index in range(len(leaving)):
         row = leaving[index]
         mean[:], spread[:] = 0.0, 0.0
@@ -169,7 +170,9 @@ def choose_targets(
         points = 1
         while points < len(grid) and grid[points] < until:
             points += 1
-        target = choose_instance(expected, variance, capacity, closed, mean, spread, points, deviations, headroom)
+        target = choose_instance(
+            expected, variance, capacity, closed, nothing, 0.0, mean, spread, points, deviations, headroom
+        )
         targets[index] = target
         if target >= 0:
             expected[target] += mean

@@ -7,6 +7,7 @@ from typing import Any
 from ares.policy.admission import ADMISSIONS, Admission, ForecastSettings, admission_policy
 from ares.policy.copies import COPIERS, Copies, copier
 from ares.policy.dispatch import DISPATCHERS, Dispatch, dispatcher
+from ares.policy.dispatch.forecast import ForecastDispatchSettings
 from ares.policy.dispatch.least_loaded import LeastLoadedSettings
 from ares.policy.prefill import PREFILLS, Prefill, prefill_policy
 from ares.policy.rebalance import REBALANCERS, Rebalance, rebalancer
@@ -90,7 +91,11 @@ class Preset:
     @property
     def sees_prefixes(self) -> bool:
         """Whether it matters where prompts are cached."""
-        return PREFILLS[self.prefill].sees_prefixes or DISPATCHERS[self.dispatch].sees_prefixes(self.dispatch_settings)
+        return (
+            PREFILLS[self.prefill].sees_prefixes
+            or DISPATCHERS[self.dispatch].sees_prefixes(self.dispatch_settings)
+            or ADMISSIONS[self.admission].sees_prefixes(self.admission_settings)
+        )
 
     @property
     def copies_requests(self) -> bool:
@@ -204,13 +209,14 @@ PRESETS: dict[str, Preset] = {
     "ares": Preset(dispatch="forecast", admission="forecast", rebalance="ares", admission_settings=_SUSPENDING),
     # Prompts are computed where that takes the least time, by what is cached and queued.
     "least-time": Preset(prefill="least_time", dispatch_settings=LeastLoadedSettings(cached_weight=1.0)),
-    # And with prompts computed where that takes the least time.
+    # `ares`, and with that; what a decode instance has cached counts.
     "ares-prefix": Preset(
         prefill="least_time",
         dispatch="forecast",
         admission="forecast",
         rebalance="ares",
-        admission_settings=_SUSPENDING,
+        dispatch_settings=ForecastDispatchSettings(cached_weight=1.0),
+        admission_settings=replace(_SUSPENDING, cached_weight=1.0),
     ),
     "ares-oracle": Preset(
         dispatch="forecast", admission="forecast", rebalance="ares", admission_settings=_SUSPENDING, knows_lengths=True

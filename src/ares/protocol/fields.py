@@ -18,6 +18,8 @@ RESUME_OUTPUT = "ares_restore"
 RESUMED_TOKENS = "ares_output"
 # Marks a request without a client: it only copies KV to an instance, ahead of the request itself.
 PRECOPY = "ares_ahead"
+# Whether the tokens of the request are sent over the control channel, too, after each step (`messages.StepTokens`).
+STEP_TOKENS = "ares_step_tokens"
 # In the result of a prefill that has not computed the whole prompt: its token is not the first of the output.
 PROMPT_SHORTENED = "ares_prompt_shortened"
 # In the result of a prefill: tokens of its prompt that the prefix cache of the instance held.

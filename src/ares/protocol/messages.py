@@ -2,8 +2,9 @@
 
 The gateway subscribes and sends commands. The instance answers the first `Subscribe` with its `Hello`, then sends
 `Telemetry` at the interval that was asked for, `KvReceived` for each request whose KV it pulled, `Predicted` for each
-request that it only prefilled, and one `CutResult`, `CopyResult`, `LeaseResult` or `RoleResult` for each `Cut`, `Copy`,
-`Lease` or `ChangeRole`.
+request that it only prefilled, `StepTokens` after each step with new tokens of requests that ask for them
+(`fields.STEP_TOKENS`), and one `CutResult`, `CopyResult`, `LeaseResult` or `RoleResult` for each `Cut`, `Copy`, `Lease`
+or `ChangeRole`.
 To a gateway that has sent `FollowKvEvents` it also sends `KvEvents`: what enters and leaves its prefix cache.
 A learner (docs/learning.md) subscribes as a gateway does. It takes recorded states with `TakeRecorded`, answered by
 `Recorded`, and sends a new checkpoint of the predictor in one `CheckpointPart` after the other, each answered by
@@ -226,8 +227,8 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     whose blocks come from the pool of `kv_blocks`; none means a single one that grows with every token.
     `configuration` is what the engine runs with: no request moves between instances that differ in what decides KV
     or tokens. `learns` is whether it answers a `TakeRecorded` and a `CheckpointPart`. `roles` are those that it can
-    have: it answers a `ChangeRole` if there are any. `expects` is whether it understands an `Expect`. An instance of an
-    earlier version does not send the last nine.
+    have: it answers a `ChangeRole` if there are any. `expects` is whether it understands an `Expect`, and `step_tokens`
+    whether it sends `StepTokens`. An instance of an earlier version does not send the last ten.
     """
 
     name: str
@@ -251,6 +252,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     kv_events: bool = False
     roles: list[Role] = []
     expects: bool = False
+    step_tokens: bool = False
 
 
 class Row(msgspec.Struct, frozen=True, array_like=True):
@@ -330,6 +332,24 @@ class Predicted(msgspec.Struct, frozen=True, tag="predicted"):
     key: _ShortKey
     remaining: tuple[float, float, float]
     forecast: _Forecast = ""
+
+
+class NewTokens(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """New tokens of request `key`: the instance had generated `position` of its tokens before them."""
+
+    key: str
+    position: _Tokens
+    token_ids: list[_Tokens]
+
+
+class StepTokens(msgspec.Struct, frozen=True, tag="step_tokens"):
+    """What a step has generated for requests of the gateway that this is sent to.
+
+    The replies of these requests have the same tokens, in larger chunks and at the latest with their ends: a message
+    that is lost delays tokens.
+    """
+
+    rows: list[NewTokens]
 
 
 class CutResult(msgspec.Struct, frozen=True, tag="handover", rename={"kv_transfer_params": "transfer"}):
@@ -417,6 +437,7 @@ Event = (
     | Telemetry
     | KvReceived
     | Predicted
+    | StepTokens
     | CutResult
     | CopyResult
     | LeaseResult

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import zmq
 
-from ares.protocol.messages import Command, Event
+from ares.protocol.messages import Command, Event, StepTokens
 
 # A larger message is a mistake or an attack: telemetry of 4,096 requests is below 400 kB.
 MAX_MESSAGE_BYTES = 4 << 20
@@ -42,6 +42,15 @@ _decode_command: Callable[[bytes], Command] = msgspec.msgpack.Decoder(Command).d
 _decode_event: Callable[[bytes], Event] = msgspec.msgpack.Decoder(Event).decode
 # What msgspec raises in addition to its DecodeError: for text that is not UTF-8, and for deeply nested maps.
 _MALFORMED = (UnicodeDecodeError, RecursionError)
+
+
+# How each `StepTokens` begins: all of one without rows, but for their number.
+_STEP_TOKENS = encode(StepTokens([]))[:-1]
+
+
+def has_step_tokens(body: bytes) -> bool:
+    """Whether a message is a `StepTokens`, without decoding it."""
+    return body.startswith(_STEP_TOKENS)
 
 
 def decode_command(body: bytes) -> Command:

@@ -15,6 +15,7 @@ from ares.policy.admission.state import (
     Queue,
     Requests,
 )
+from ares.simulator.block_cache import cached_tokens, leave_prefill
 from ares.simulator.decisions import STALE_S, dispatch, enqueue, refresh, rows_at
 from ares.simulator.heaps import compiled
 from ares.simulator.instance import record_suspension, schedule_step
@@ -35,6 +36,7 @@ from ares.simulator.state import (
 )
 
 _DECISIONS = 64  # decisions of one call of the policy's loop
+_LOOKED_UP = 64  # how many of the next waiting requests are looked up in prefix caches again, period after period
 
 admit = loop.admit
 insert_in_order = loop.insert_in_order
@@ -79,6 +81,7 @@ def wait_for_admission(state: State, request: int, moment: float) -> None:
     state.waiting_since[request] = state.arrival[request]
     insert_in_order(state.order, state.current.queue_size, request, state.rank, state.ttft_missed, state.queue_key)
     state.current.queue_size += 1
+    look_up_cached(state, request)
     state.by_age[state.current.by_age_end] = request
     state.current.by_age_end += 1
     state.current.next_ttft_miss_s = min(state.current.next_ttft_miss_s, state.arrival[request] + state.ttft[request])
@@ -93,7 +96,17 @@ def refresh_and_admit(state: State, moment: float) -> None:
     ):
         for instance in range(len(state.time)):
             refresh(state, instance, moment)
+        for index in range(min(state.current.queue_size, _LOOKED_UP)):
+            look_up_cached(state, state.order[index])
         admit_waiting(state, moment)
+
+
+@compiled
+def look_up_cached(state: State, request: int) -> None:
+    """Look up what decode instances have cached of a request, where admission weighs it."""
+    if len(state.cached_at) > 0:
+        for instance in range(len(state.time)):
+            state.cached_at[request, instance] = cached_tokens(state, instance, request)
 
 
 @compiled
@@ -135,6 +148,7 @@ def admit_waiting(state: State, moment: float) -> None:
         state.status,
         state.suspendable,
         np.empty((0, 0), np.int64),
+        state.cached_at,
     )
     decided, numbers = np.empty((_DECISIONS, 4), np.int64), np.empty((_DECISIONS, 3))
     while True:
@@ -278,6 +292,7 @@ def free_expired_kv(state: State, moment: float) -> None:
         prefill = state.prefill_instance[request]
         if prefill != NONE and moment - state.kv_since[request] >= PREFILLED_KV_KEPT_S:
             state.prefill_free[prefill] += pinned_tokens(state, request)
+            leave_prefill(state, request, prefill)
             state.prefill_instance[request] = NONE
             start_prefill(state, prefill, moment)
 

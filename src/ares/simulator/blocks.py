@@ -8,6 +8,7 @@ blocks of any number of steps.
 
 import numpy as np
 
+from ares.simulator.block_cache import leave_decode
 from ares.simulator.heaps import compiled
 from ares.simulator.state import NONE, State
 
@@ -97,6 +98,7 @@ def leave_slot(state: State, instance: int, at: int) -> int:
     state.resident[instance] -= tokens
     state.phase[instance, phase_of(state, request, finish)] -= 1
     state.free[instance] += blocks_for(state, tokens - 1)
+    leave_decode(state, request, instance)
     state.generated[request] = state.output[request] - (finish - step)
     state.slot[request] = NONE
     if np.isnan(state.paused_since[request]):

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ares.policy import ADMISSIONS, DISPATCHERS, Preset, decide_moves, rebalancer
 from ares.policy.admission import PREFILLED_KV_KEPT_S
+from ares.policy.dispatch.base import CALL_CHOOSE
 from ares.policy.length_curves import ALL, Lengths
 from ares.policy.oom_avoidance import OomAvoidanceSettings, avoid_oom, exclude_conflicts
 from ares.policy.roles import Roles
@@ -104,6 +105,8 @@ class Simulation:
     roles, decoding
         Plans which instances prefill and which decode; `decode` and `prefill` are then the same instances, of which so
         many decode at first. None: roles do not change.
+    prefix_caching
+        Instances keep the blocks of prompts, which the workload must name.
     """
 
     workload: Workload
@@ -124,6 +127,7 @@ class Simulation:
     ended_before: Sequence[int] = ()
     roles: Roles | None = None
     decoding: int = 0
+    prefix_caching: bool = False
 
     def build(self) -> State:
         """Make the state at time zero; ProfileError or ValueError where the inputs cannot work."""
@@ -145,9 +149,21 @@ class Simulation:
         estimates = self.error.residual_life and predicts and not exact
         known = cells_of(work) if estimates and self.error.by_cells else None
         length_cells = (0, 0, 0) if known is None else (known.cells, *known.of_chain.shape)
+        admission = ADMISSIONS[self.preset.admission]
+        loop = admission.loop_settings(self.preset.admission_settings)
         state = allocate(
-            len(work), len(self.decode), len(self.prefill), slots, first.block_size, length_cells=length_cells
+            len(work),
+            len(self.decode),
+            len(self.prefill),
+            slots,
+            first.block_size,
+            length_cells=length_cells,
+            cached_blocks=self._cached_blocks(),
+            weighs_cached=self.prefix_caching and loop is not None and loop.cached_weight > 0.0,
         )
+        named = work.blocks if self.prefix_caching else None
+        if named is not None:
+            state.block_names[:], state.first_block[:] = named.names, named.first
         if known is not None:
             state.chain_cells[:], state.length_chain[:] = known.of_chain, known.chain
         state.arrival[:] = work.arrival_s + first.start_delay_s
@@ -169,10 +185,10 @@ class Simulation:
         preempts_largest = self.preset.preempts_largest and predicts
         state.ttft[:], state.tpot[:], state.gap[:] = self.ttft_s, self.tpot_s, self.gap_s
         apply(self.classes, self._class_of(), state)
-        admission = ADMISSIONS[self.preset.admission]
-        loop = admission.loop_settings(self.preset.admission_settings)
         if loop is not None:
             state.admission_settings_array[0] = tuple(loop)
+        dispatch = DISPATCHERS[self.preset.dispatch]
+        sees_cached = self.prefix_caching and dispatch.sees_prefixes(self.preset.dispatch_settings)
         mode = IMMEDIATE if not admission.queues_requests else BY_PYTHON_POLICY if loop is None else BY_COMPILED_LOOP
         parameters = {
             "block_size": first.block_size,
@@ -183,7 +199,7 @@ class Simulation:
             "bandwidth_bytes_s": first.bandwidth_bytes_s,
             "latency_s": first.latency_s,
             "stall_s": first.stall_s,
-            "dispatch_rule": DISPATCHERS[self.preset.dispatch].rule,
+            "dispatch_rule": CALL_CHOOSE if sees_cached else dispatch.rule,
             "admission_mode": mode,
             "preempts_largest": preempts_largest,
             "first_come_first_served": not preempts_largest,
@@ -197,10 +213,23 @@ class Simulation:
             "ended_before": len(self.ended_before),
             "prefill_resumes": room >= longest,
             "first_at_prefill": bool(from_prefill),
+            "cached_block_tokens": 0 if named is None else named.tokens,
+            "calls_prefill_policy": bool(self.prefill) and self.preset.prefill != Preset().prefill,
         }
         state.parameters_array[0] = tuple(parameters[name] for name in PARAMETERS.names or ())
         state.current.next_ttft_miss_s = state.current.call_policy_at_s = np.inf
         return state
+
+    def _cached_blocks(self) -> tuple[int, int]:
+        """Return how many blocks the prompts have, and most that an instance can cache; ValueError: not known."""
+        if not self.prefix_caching:
+            return 0, 0
+        named, size = self.workload.blocks, self.decode[0].block_size
+        if named is None:
+            raise ValueError("prefix caches need a trace that names the blocks of its prompts (hash_ids)")
+        if named.tokens % size:
+            raise ProfileError(f"block_size: blocks of the trace ({named.tokens} tokens) must be multiples of {size}")
+        return len(named.names), max(p.kv_tokens for p in (*self.decode, *self.prefill)) // named.tokens + 1
 
     def _class_of(self) -> NDArray[np.int64]:
         return assign(self.classes, len(self.workload), self.seed)

@@ -119,7 +119,7 @@ def _smallest_peak(state: State, request: int, moment: float) -> int:
     mean, variance = np.zeros(len(state.grid)), np.zeros(len(state.grid))
     size, tokens = state.parameters.block_size, float(state.prompt[request] + state.generated[request])
     own_curve(tokens, state.observed_remaining[request], WEIGHTS, state.grid, size, mean, variance)
-    chosen = best_peak(state.expected, state.total_blocks * size, state.closed, mean)
+    chosen = best_peak(state.expected, state.total_blocks * size, state.closed, np.zeros(len(state.time)), mean)
     state.expected[chosen] += mean
     state.variance[chosen] += variance
     return int(chosen)

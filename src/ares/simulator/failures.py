@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ares.simulator.block_cache import evict, leave_decode
 from ares.simulator.blocks import leave_slot, unallocated_tokens
 from ares.simulator.decisions import dispatch_again
 from ares.simulator.heaps import tree_set
@@ -32,8 +33,11 @@ def fail_instance(state: State, instance: int, moment: float) -> None:
     for index in range(int(state.prefilling[instance])):
         request = int(state.prefilling_list[instance, index])
         state.unallocated_tokens[instance] -= unallocated_tokens(state, request)
+        leave_decode(state, request, instance)
         lost.append(request)
     ready = [int(state.ready_list[instance, index]) for index in range(int(state.ready_count[instance]))]
+    for request in ready:
+        leave_decode(state, request, instance)
     leaving = [int(state.leaving_list[instance, index]) for index in range(int(state.leaving_count[instance]))]
     state.prefilling[instance] = state.ready_count[instance] = state.leaving_count[instance] = 0
     while state.head[instance] != NONE:
@@ -47,7 +51,11 @@ def fail_instance(state: State, instance: int, moment: float) -> None:
     # The blocks still allocated here belong to transfers towards it, which free them when they end.
     inbound = [int(state.arriving_list[instance, index]) for index in range(int(state.arriving_count[instance]))]
     promised = int(state.blocks[inbound].sum()) + int(state.reserved[state.target == instance].sum())
+    for request in inbound:
+        leave_decode(state, request, instance)
     state.free[instance] = state.total_blocks[instance] - promised
+    if state.parameters.cached_block_tokens > 0:
+        evict(state, instance, 0)
     for request in sorted({*lost, *ready}):
         state.leaving[request] = NOT_LEAVING
         state.blocks[request] = 0

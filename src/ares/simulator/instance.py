@@ -9,6 +9,7 @@ lengths, so time advances in one jump.
 import numpy as np
 
 from ares.policy.admission.state import SUSPENDED
+from ares.simulator.block_cache import cached_tokens, enter_decode, evict_for_decode, leave_decode
 from ares.simulator.blocks import (
     blocks_for,
     blocks_taken,
@@ -107,8 +108,10 @@ def start_step(state: State, instance: int, moment: float) -> None:
     oom = allocate_step_blocks(state, instance)
     budget = state.parameters.token_budget - state.batch[instance]
     budget, prompt_time = _continue_prompts(state, instance, budget)
+    evict_for_decode(state, instance)
     if not oom:
         prompt_time += _start_waiting(state, instance, moment, budget)
+        evict_for_decode(state, instance)
     retry = oom and state.head[instance] != NONE  # a step that preempts admits no request; the next one may
     _plan(state, instance, moment, joined, prompt_time, retry)
 
@@ -173,12 +176,14 @@ def _promote_prefilled(state: State, instance: int, moment: float) -> None:
             kept += 1
             continue
         state.unallocated_tokens[instance] -= unallocated_tokens(state, request)
+        enter_decode(state, request, instance, state.prompt[request])
         state.generated[request] += 1
         if np.isnan(state.first_token[request]):
             state.first_token[request] = moment
         record_token(state, request, moment)
         if state.generated[request] >= state.output[request]:
             state.free[instance] += state.blocks[request]
+            leave_decode(state, request, instance)
             state.blocks[request] = 0
             record_finish(state, request, moment)
             continue
@@ -274,10 +279,13 @@ def _start_waiting(state: State, instance: int, moment: float, budget: int) -> f
             take_first(state, instance)
             state.free[instance] -= need
             state.blocks[request] = need
-            start_pull(state, instance, request, moment)
+            cached = cached_tokens(state, instance, request)
+            enter_decode(state, request, instance, state.prompt[request])
+            start_pull(state, instance, request, cached, moment)
             continue
-        chunk = min(tokens, budget)
-        need = blocks_for(state, chunk)
+        cached = cached_tokens(state, instance, request)
+        chunk = min(tokens - cached, budget)
+        need = blocks_for(state, cached + chunk)
         if chunk <= 0:
             break
         take_first(state, instance)
@@ -285,13 +293,14 @@ def _start_waiting(state: State, instance: int, moment: float, budget: int) -> f
         state.blocks[request] = need
         state.unallocated_tokens[instance] += unallocated_tokens(state, request)
         state.status[request] = RECOMPUTING
-        state.computed[request] = chunk
+        enter_decode(state, request, instance, cached)
+        state.computed[request] = cached + chunk
         state.sequence[request] = state.current.next_sequence
         state.current.next_sequence += 1
         state.prefilling_list[instance, state.prefilling[instance]] = request
         state.prefilling[instance] += 1
         budget -= chunk
-        time += _chunk_time(state, instance, 0, chunk)
+        time += _chunk_time(state, instance, cached, chunk)
     return time
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 
 from ares.simulator.admission import admit_after_step, deliver_first_token, dispatch_or_wait
+from ares.simulator.block_cache import leave_decode, leave_prefill
 from ares.simulator.decisions import dispatch_again, enqueue
 from ares.simulator.heaps import compiled, heap_pop, tree_first, tree_set
 from ares.simulator.instance import schedule_step, start_step
@@ -32,7 +33,7 @@ def finish_prefill(state: State, prefill: int, moment: float) -> None:
     """Dispatch a prefilled request, or let it wait for admission; its KV stays pinned until it has been pulled."""
     request = state.prefill_current[prefill]
     state.prefill_current[prefill] = NONE
-    state.prefill_backlog[prefill] -= state.prompt[request] + state.generated[request]
+    state.prefill_backlog[prefill] -= state.prefill_work[request]
     tree_set(state.tree, len(state.time) + prefill, np.inf)
     if state.parameters.admission_mode == IMMEDIATE or state.decode_instance[request] != NONE:
         deliver_first_token(state, request, moment)
@@ -57,10 +58,12 @@ def finish_pull(state: State, request: int, moment: float) -> None:
             break
     if state.closed[instance] != 0:  # failed meanwhile; prefill still holds the KV for another pull
         state.free[instance] += state.blocks[request]
+        leave_decode(state, request, instance)
         state.blocks[request] = 0
         dispatch_again(state, request, moment)
         return
     state.prefill_instance[request] = NONE
+    leave_prefill(state, request, prefill)
     state.prefill_free[prefill] += pinned_tokens(state, request)
     state.ready_list[instance, state.ready_count[instance]] = request
     state.ready_count[instance] += 1

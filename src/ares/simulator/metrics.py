@@ -122,6 +122,7 @@ def summary(outcome: Outcome, load: float, slo_ttft: float, slo_tpot: float) -> 
         "migrations": outcome.migrations,
         "suspensions": outcome.suspensions,
         "migrated_bytes": outcome.migrated_bytes,
+        **_cached(outcome),
         "imbalance": float((use.std(axis=1) / mean).mean()),
         "longest_wait_s": float(first.max()),
         "decision_ms": {"p50": float(np.median(decisions) * 1e3), "p99": float(np.percentile(decisions, 99) * 1e3)}
@@ -131,6 +132,15 @@ def summary(outcome: Outcome, load: float, slo_ttft: float, slo_tpot: float) -> 
         "wall_s": outcome.wall_s,
         **({"classes": by_class} if len(outcome.classes) > 1 else {}),
     }
+
+
+def _cached(outcome: Outcome) -> dict[str, dict[str, int]]:
+    """Return what prefix caches have saved, in tokens, where there are any."""
+    current = outcome.state.current
+    if not outcome.state.parameters.cached_block_tokens:
+        return {}
+    names = ("prefill_cached_tokens", "pull_cached_tokens", "pull_tokens")
+    return {"prefix_caches": {name: int(current[name]) for name in names}}
 
 
 def percentiles(values: FloatArray) -> dict[str, float]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from ares.policy import Cluster, MigrationDecision
 from ares.policy.oom_avoidance import NO_TARGET, OomAction
 from ares.simulator.admission import begin_suspension
+from ares.simulator.block_cache import cached_tokens, enter_decode
 from ares.simulator.blocks import blocks_for, tokens_at
 from ares.simulator.decisions import dispatch_again
 from ares.simulator.heaps import compiled
@@ -70,7 +71,9 @@ def begin_move(state: State, request: int, target: int, moment: float) -> bool:
     advance_to(state, source, moment)
     advance_to(state, target, moment)
     tokens = tokens_at(state, request, state.slot_finish[source, state.slot[request]], state.step[source])
-    end = transfer_end(state, state.egress_free[source], state.ingress_free[target], tokens, moment)
+    # What the target has cached stays where it is, as in vLLM: only the rest is copied.
+    copied = tokens - cached_tokens(state, target, request)
+    end = transfer_end(state, state.egress_free[source], state.ingress_free[target], copied, moment)
     step = max(steps_time(state, source, 1), 1e-4)
     growth = int((end + state.parameters.latency_s + state.parameters.stall_s - moment) / step) + 4
     need = blocks_for(state, tokens + growth)
@@ -88,7 +91,7 @@ def begin_move(state: State, request: int, target: int, moment: float) -> bool:
     state.last_move[request] = moment
     state.egress_free[source] = end
     state.ingress_free[target] = end
-    state.current.migrated_bytes += int(tokens * state.parameters.kv_bytes_per_token)
+    state.current.migrated_bytes += int(copied * state.parameters.kv_bytes_per_token)
     schedule_event(state, end + state.parameters.latency_s, request, COPY_DONE)
     return True
 
@@ -121,6 +124,7 @@ def finish_handover(state: State, request: int, moment: float) -> None:
         dispatch_again(state, request, moment)
         return
     state.blocks[request] = blocks
+    enter_decode(state, request, target, state.prompt[request])
     state.ready_list[target, state.ready_count[target]] = request
     state.ready_count[target] += 1
     state.moved[request] += 1

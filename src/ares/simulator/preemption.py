@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ares.simulator.block_cache import leave_decode
 from ares.simulator.blocks import leave_slot, unallocated_tokens
 from ares.simulator.heaps import compiled
 from ares.simulator.queues import push_front
@@ -48,6 +49,7 @@ def preempt(state: State, instance: int, at: int) -> int:
         state.prefilling[instance] -= 1
         state.unallocated_tokens[instance] -= unallocated_tokens(state, request)
         state.free[instance] += state.blocks[request]
+        leave_decode(state, request, instance)
     state.leaving[request] = NOT_LEAVING  # its KV is gone, and with it the use of a copy in flight
     state.blocks[request] = 0
     state.computed[request] = 0

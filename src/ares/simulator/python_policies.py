@@ -1,5 +1,7 @@
 """Policies that are not compiled into the event loop: it stops, calls them in Python, and continues."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from ares.policy import (
@@ -17,8 +19,10 @@ from ares.policy.admission.state import ADMIT, RESUME, SUSPEND, WAITING
 from ares.policy.cluster import IntArray
 from ares.policy.dispatch.base import CALL_CHOOSE
 from ares.simulator.admission import carry_out_decision
+from ares.simulator.block_cache import cached_tokens
 from ares.simulator.decisions import enqueue, used_tokens
 from ares.simulator.loop import handle_events
+from ares.simulator.prefill_policies import PrefillChoice
 from ares.simulator.state import (
     BY_PYTHON_POLICY,
     FINISHED,
@@ -42,6 +46,7 @@ class PythonPolicies:
             self._admission = admission_policy(preset.admission, preset.admission_settings)
         elif not preset.queues_requests and self._state.parameters.dispatch_rule == CALL_CHOOSE:
             self._dispatch = dispatcher(preset.dispatch, preset.dispatch_settings)
+        self._prefills = PrefillChoice(preset, self._state) if self._state.parameters.calls_prefill_policy else None
         self._ended = np.zeros(len(self._state.arrival), np.bool_)
         self._reported = 0
 
@@ -54,6 +59,8 @@ class PythonPolicies:
             if not moment_of_call <= moment:
                 return more
             state.current.call_policy_at_s = np.inf
+            if self._prefills is not None:
+                self._prefills.place_waiting(moment_of_call)
             if self._dispatch is not None:
                 self._dispatch_requests(self._dispatch, moment_of_call)
             elif self._admission is not None:
@@ -74,6 +81,9 @@ class PythonPolicies:
         state.current.queue_size = 0
         for request in state.order[:count].tolist():
             cluster = self._telemetry.cluster(moment) if policy.sees_requests else self._loads(moment)
+            if policy.sees_prefixes(policy.settings):
+                cached = [cached_tokens(state, instance, request) for instance in range(len(state.time))]
+                cluster = replace(cluster, cached_tokens=np.array(cached, np.int64))
             remaining = state.observed_remaining[request].copy() if self._telemetry.predicts else None
             chosen = choose_instance(policy, cluster, int(state.prompt[request] + state.generated[request]), remaining)
             if chosen is None:

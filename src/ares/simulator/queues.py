@@ -86,12 +86,14 @@ def transfer_end(state: State, sender_free: float, receiver_free: float, tokens:
 
 
 @compiled
-def start_pull(state: State, instance: int, request: int, moment: float) -> None:
-    """Pull the KV of a prefilled request; its blocks are allocated already."""
+def start_pull(state: State, instance: int, request: int, cached: int, moment: float) -> None:
+    """Pull the KV of a prefilled request, but for the tokens that are cached; its blocks are allocated already."""
     prefill = state.prefill_instance[request]
     tokens = state.prompt[request] + state.generated[request]
+    state.current.pull_tokens += tokens
+    state.current.pull_cached_tokens += cached
     sender_free = state.prefill_egress_free[prefill]
-    end = transfer_end(state, sender_free, state.ingress_free[instance], tokens, moment)
+    end = transfer_end(state, sender_free, state.ingress_free[instance], tokens - cached, moment)
     state.prefill_egress_free[prefill] = end
     state.ingress_free[instance] = end
     state.status[request] = PULLING_KV

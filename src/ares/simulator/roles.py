@@ -14,14 +14,13 @@ from ares.policy import Cluster, MigrationDecision
 from ares.policy.admission.state import WAITING
 from ares.policy.roles import RolePool, Roles, decode_load, mean_step, plan_roles
 from ares.simulator.moves import carry_out
+from ares.simulator.prefill import CLOSED
 from ares.simulator.state import NONE, PER_PREFILL_S, State
 
 # Between two plans.
 _PERIOD_S = 2.0
 # Moves of one instance at the same time.
 _MOVES = 4
-# Added to the backlog of what is closed for prefills: a prompt goes to the smallest.
-_CLOSED = 1 << 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +75,7 @@ class SimulatedRoles:
         self._busy = np.zeros(len(state.closed))
         self._planned_at = 0.0
         state.closed[~self._decodes] = 1
-        state.prefill_backlog[self._decodes] += _CLOSED
+        state.prefill_backlog[self._decodes] += CLOSED
 
     def step(self, now: float) -> None:
         """Go on with the changes under way, and plan where it is time to."""
@@ -94,7 +93,7 @@ class SimulatedRoles:
                 state.closed[instance] = 0
                 self._changing[instance] = False
         elif self._empty(instance):
-            state.prefill_backlog[instance] -= _CLOSED
+            state.prefill_backlog[instance] -= CLOSED
             self._changing[instance] = False
         else:
             self._move_away(instance, now)
@@ -128,7 +127,7 @@ class SimulatedRoles:
         self._decodes[instance] = plan.change.to == "decode"
         self._changing[instance] = True
         if self._decodes[instance]:
-            state.prefill_backlog[instance] += _CLOSED
+            state.prefill_backlog[instance] += CLOSED
         else:
             state.closed[instance] = 1
         self.records.append(RoleRecord(now, instance, plan.change.to, int(self._decodes.sum()), plan.reason))
@@ -137,7 +136,7 @@ class SimulatedRoles:
         state, cluster = self._state, self._cluster(now)
         requests, tokens = decode_load(cluster)
         waiting = np.flatnonzero(state.status == WAITING)
-        backlog = state.prefill_backlog % _CLOSED
+        backlog = state.prefill_backlog % CLOSED
         return RolePool(
             instances=tuple(f"instance-{n}" for n in range(len(state.closed))),
             decodes=self._decodes.copy(),

@@ -44,6 +44,8 @@ class Scenario:
     """Files with policies of the user's own."""
     settings: tuple[str, ...] = ()
     """Settings of the presets that replace their own, such as `rebalance.theta=0.2`."""
+    prefix_caching: bool = False
+    """Whether instances have prefix caches."""
     recorded: Workload | None = None
     """The workload of the trace file once it has been read: a pipe can be read only once."""
 
@@ -51,13 +53,16 @@ class Scenario:
         """Return the scenario with its trace file read, if it has one; TraceError where it cannot be."""
         if self.trace in WORKLOADS:
             return self
-        return replace(self, recorded=read_trace(Path(self.trace), self.trace_format, self.time_unit))
+        return replace(self, recorded=self._recorded())
+
+    def _recorded(self) -> Workload:
+        return read_trace(Path(self.trace), self.trace_format, self.time_unit, with_blocks=self.prefix_caching)
 
     def workload(self, seed: int) -> Workload:
         """Draw the requests or take those of the file; the seed matters to synthetic ones only."""
         if self.trace in WORKLOADS:
             return synthetic(self.trace, self.requests or 2000, seed)
-        work = self.recorded or read_trace(Path(self.trace), self.trace_format, self.time_unit)
+        work = self.recorded or self._recorded()
         return work.repeated(self.requests) if self.requests else work
 
     def policy(self, name: str) -> Preset:
@@ -66,15 +71,14 @@ class Scenario:
             plugins.load(self.policies)  # in each process of a sweep
             chosen = plugins.preset(name).altered(self.dispatch, self.admission, self.rebalance)
             chosen = with_settings(chosen, self.settings)
-            if chosen.sees_prefixes or chosen.prefill != Preset().prefill:
+            if chosen.sees_prefixes and not self.prefix_caching:
                 raise ValueError(
-                    f"prefill {chosen.prefill} with dispatch {chosen.dispatch} needs prompts, and the simulator knows "
-                    "their lengths alone; compare it on mock engines: "
-                    "ares bench live --simulate PROFILE --workload multi-turn"
+                    f"prefill {chosen.prefill} with dispatch {chosen.dispatch} looks at what is cached, and nothing is "
+                    "without prefix caches: ares simulate --prefix-caching, with a trace that names blocks"
                 )
             if chosen.copies_requests:
                 raise ValueError(
-                    f"copies {chosen.copies} needs prefix caches, which simulated decode instances do not have: leave "
+                    f"copies {chosen.copies} needs what is not simulated, warm copies: leave "
                     "copies out, or set copies.link_bytes_s=0"
                 )
             return chosen
@@ -114,6 +118,7 @@ class Scenario:
             work = work.at_rate(work.rate * rate_scale)
         simulation = Simulation(work, decode, prefill, chosen, name, self.error(), self.period_s, seed)
         simulation.ttft_s, simulation.tpot_s = self.slo_ttft, self.slo_tpot
+        simulation.prefix_caching = self.prefix_caching
         simulation.gap_s, simulation.classes = self.slo_gap, dict(self.classes)
         return simulation, work.rate / capacity
 

@@ -65,6 +65,8 @@ PARAMETERS = np.dtype(
         ("ended_before", np.int64),  # outputs that had ended when the run began
         ("prefill_resumes", np.int64),  # suspended requests resume on a prefill instance
         ("first_at_prefill", np.int64),  # the client gets the first token from prefill
+        ("cached_block_tokens", np.int64),  # of the blocks that prefix caches have; 0: there are none
+        ("calls_prefill_policy", np.int64),  # a policy in Python chooses where a prompt is computed
     ],
     align=True,
 )
@@ -93,6 +95,10 @@ CURRENT = np.dtype(
         ("changes_seen", np.int64),  # events that may have made room, up to the last call of the policy
         ("age_credit", np.float64),
         ("next_ttft_miss_s", np.float64),  # when the next waiting request misses its TTFT, at the earliest
+        ("prefill_waiting", np.int64),  # prompts that the prefill policy is to place
+        ("prefill_cached_tokens", np.int64),  # tokens that prefill found cached, and did not compute
+        ("pull_cached_tokens", np.int64),  # tokens that decode found cached, and did not pull
+        ("pull_tokens", np.int64),  # tokens of the requests whose KV was pulled, cached ones included
         ("call_policy_at_s", np.float64),  # when a policy in Python is to be called (python_policies.py), or infinite
     ],
     align=True,
@@ -162,6 +168,24 @@ class State:
     cell_cut: F8  # (C, L)
     cell_count: F8  # (C,)
 
+    # prefix caches (block_cache.py)
+    first_block: I8  # (R + 1,) where the full blocks of each prompt begin in `block_names`
+    block_names: I8  # equal numbers are equal blocks with equal beginnings
+    used_blocks: I8  # (R,) how many of them each request uses at its decode instance
+    pinned_blocks: I8  # (R,) the same at its prefill instance
+    cache_table: I8  # (D + P, H) hash tables of slots
+    cache_name: I8  # (D + P, C) the block of each slot
+    cache_users: I8  # (D + P, C) how many requests use it
+    cache_newer: I8  # (D + P, C) the list of unused slots; of spare ones: the next spare one
+    cache_older: I8
+    cache_newest: I8  # (D + P,) its ends and its length
+    cache_oldest: I8
+    cache_unused: I8
+    cache_spare: I8  # (D + P,) the first slot without a block
+    # tokens that each decode instance had cached of each request when it was looked up for admission, shape (R, D);
+    # (0, 0) where admission does not weigh them
+    cached_at: I8
+
     # decode instances, shape (D,)
     time: F8  # start of the step that runs now
     step: I8  # index of that step
@@ -211,6 +235,8 @@ class State:
     prefill_backlog: I8  # tokens queued and running
     prefill_free: I8  # free tokens of KV
     prefill_egress_free: F8
+    prefill_order: I8  # (R + 1,) prompts that the prefill policy is to place, in order of arrival
+    prefill_work: I8  # (R,) tokens with which each counts in `prefill_backlog`
     prefill_step_model: F8  # (P, 5)
 
     # events
@@ -278,10 +304,14 @@ def allocate(
     block_size: int,
     quantiles: int = 3,
     length_cells: tuple[int, int, int] = (0, 0, 0),
+    cached_blocks: tuple[int, int] = (0, 0),
+    weighs_cached: bool = False,
 ) -> State:
     """Make an empty state; `build` in cluster.py fills in the inputs.
 
-    `length_cells`: how many cells there are, how many chains of them, and the most cells of a chain.
+    `length_cells`: how many cells there are, how many chains of them, and the most cells of a chain. `cached_blocks`:
+    how many blocks the prompts have together, and how many a prefix cache has at most. `weighs_cached`: whether
+    admission weighs what decode instances have cached.
     """
     cells, chains, of_chain = length_cells
 
@@ -291,6 +321,12 @@ def allocate(
     def floats(*shape: int, value: float = 0.0) -> F8:
         return np.full(shape, value, np.float64)
 
+    names, slots_of_cache = cached_blocks
+    caches = decode + prefill if slots_of_cache else 0
+    width = 1
+    while width < 2 * slots_of_cache:
+        width *= 2
+    spare = np.append(np.arange(1, slots_of_cache), NONE)[:slots_of_cache]
     leaves = 1
     while leaves < decode + prefill:
         leaves *= 2
@@ -343,6 +379,20 @@ def allocate(
         cell_ended=floats(cells, len(LAST)),
         cell_cut=floats(cells, len(LAST)),
         cell_count=floats(cells),
+        first_block=ints(requests + 1 if caches else 1),
+        block_names=ints(names),
+        used_blocks=ints(requests),
+        pinned_blocks=ints(requests),
+        cache_table=ints(caches, width, value=NONE),
+        cache_name=ints(caches, slots_of_cache),
+        cache_users=ints(caches, slots_of_cache),
+        cache_newer=np.tile(spare.astype(np.int64), (caches, 1)),
+        cache_older=ints(caches, slots_of_cache, value=NONE),
+        cache_newest=ints(caches, value=NONE),
+        cache_oldest=ints(caches, value=NONE),
+        cache_unused=ints(caches),
+        cache_spare=ints(caches),
+        cached_at=ints(requests if weighs_cached else 0, decode if weighs_cached else 0),
         time=floats(decode),
         step=ints(decode),
         planned=ints(decode),
@@ -383,6 +433,8 @@ def allocate(
         prefill_backlog=ints(prefill),
         prefill_free=ints(prefill),
         prefill_egress_free=floats(prefill),
+        prefill_order=ints(requests + 1),
+        prefill_work=ints(requests),
         prefill_step_model=floats(prefill, 5),
         tree=floats(2 * leaves, value=np.inf),
         heap_keys=floats(requests + 1),

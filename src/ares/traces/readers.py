@@ -1,5 +1,6 @@
 """Readers of recorded traces: Azure CSV, Mooncake and Bailian JSONL, BurstGPT CSV and plain CSV."""
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ares.traces.records import Record, Records, TraceError, key, open_records
-from ares.traces.workload import NO_TEMPLATE, Workload
+from ares.traces.workload import NO_TEMPLATE, NamedBlocks, Workload
 
 # Above every number of a real trace, and small enough that sums of such numbers stay exact.
 _MOST_TOKENS = 1 << 40
@@ -39,6 +40,8 @@ class Format:
         Columns of which one must be present for the format to be guessed: another format has the same three.
     beginnings
         Where its records have ids of the prompt's blocks (`hash_ids`): how many of the first ones may be a template.
+    block_tokens
+        There: tokens of such a block.
     """
 
     arrival: str
@@ -47,6 +50,7 @@ class Format:
     unit: str | None
     markers: tuple[str, ...] = ()
     beginnings: tuple[int, ...] = ()
+    block_tokens: int = 0
 
     @property
     def columns(self) -> tuple[str, str, str]:
@@ -67,10 +71,9 @@ FORMATS = {
     "azure": Format("TIMESTAMP", "ContextTokens", "GeneratedTokens", None),
     # The usage traces of Qwen on Alibaba Cloud's Bailian: Mooncake's fields, in seconds, and blocks of 16 tokens.
     "bailian": Format(
-        "timestamp", "input_length", "output_length", "s", ("chat_id", "parent_chat_id"), beginnings=(1, 4, 16, 64)
+        "timestamp", "input_length", "output_length", "s", ("chat_id", "parent_chat_id"), (1, 4, 16, 64), 16
     ),
-    # Blocks of 512 tokens.
-    "mooncake": Format("timestamp", "input_length", "output_length", "ms", beginnings=(1, 2)),
+    "mooncake": Format("timestamp", "input_length", "output_length", "ms", beginnings=(1, 2), block_tokens=512),
     "burstgpt": Format("Timestamp", "Request tokens", "Response tokens", "s"),
     "csv": Format("arrival_s", "input_tokens", "output_tokens", "s"),
 }
@@ -81,7 +84,9 @@ def guess_format(path: Path) -> str:
     return format_of(path, open_records(path))
 
 
-def read_trace(path: Path, trace_format: str | None = None, time_unit: str | None = None) -> Workload:
+def read_trace(
+    path: Path, trace_format: str | None = None, time_unit: str | None = None, *, with_blocks: bool = False
+) -> Workload:
     """Read a trace.
 
     Parameters
@@ -92,6 +97,8 @@ def read_trace(path: Path, trace_format: str | None = None, time_unit: str | Non
         One of `FORMATS`; None guesses it from the first record.
     time_unit
         One of `TIME_UNITS`; None: the format's.
+    with_blocks
+        Whether the blocks of the prompts are needed: they take memory.
 
     Returns
     -------
@@ -102,8 +109,8 @@ def read_trace(path: Path, trace_format: str | None = None, time_unit: str | Non
     Raises
     ------
     TraceError
-        The file cannot be read, is empty, or has unknown columns; or a value is not a number or out of range. The
-        message names the file and the line.
+        The file cannot be read, is empty, or has unknown columns; a value is not a number or out of range; or it does
+        not name blocks, and they are needed. The message names the file and the line.
     """
     for given, known, what in ((trace_format, FORMATS, "format"), (time_unit, TIME_UNITS, "time unit")):
         if given is not None and given not in known:
@@ -113,9 +120,13 @@ def read_trace(path: Path, trace_format: str | None = None, time_unit: str | Non
     chosen = FORMATS[name]
     if time_unit is not None and chosen.unit is None:
         raise TraceError(f"{path}: the times of format {name} are dates, which have no unit {time_unit}")
+    if with_blocks and not chosen.block_tokens:
+        named = ", ".join(each for each, one in FORMATS.items() if one.block_tokens)
+        raise TraceError(f"{path}: format {name} does not name the blocks of prompts (hash_ids); {named} do")
     per_second = TIME_UNITS[time_unit or chosen.unit or "s"]
     rows: list[tuple[float, float, float]] = []
     templates: list[list[int]] = []
+    blocks: list[list[int]] = []
     seen: Counter[str] = Counter()
     seen["bailian"] += name == "mooncake" and time_unit is None and FORMATS["bailian"].matches(opened.columns)
     for number, record in opened.rows:
@@ -127,6 +138,8 @@ def read_trace(path: Path, trace_format: str | None = None, time_unit: str | Non
             seen["out of order"] += bool(rows) and arrival < rows[-1][0]
             rows.append((arrival, max(prompt, 1.0), output))
             templates.append(_templates(record, chosen, where))
+            if with_blocks:
+                blocks.append(_block_ids(record, where)[: int(prompt) // chosen.block_tokens])
     if not rows:
         empty = "no request generates anything" if seen["without output"] else "the trace is empty"
         raise TraceError(f"{path}: {empty}")
@@ -143,14 +156,28 @@ def read_trace(path: Path, trace_format: str | None = None, time_unit: str | Non
         lengths[:, 1].copy(),
         _notes(path, seen),
         begun if (begun != NO_TEMPLATE).any() else None,
+        _named_blocks([blocks[index] for index in order.tolist()], chosen.block_tokens) if with_blocks else None,
     )
+
+
+def _named_blocks(blocks: list[list[int]], tokens: int) -> NamedBlocks:
+    """Return the blocks of all prompts, with names from 0 on."""
+    first = np.cumsum([0, *(len(one) for one in blocks)])
+    _, names = np.unique(np.array(list(itertools.chain.from_iterable(blocks)), np.int64), return_inverse=True)
+    return NamedBlocks(tokens, names.astype(np.int64), first)
+
+
+def _block_ids(record: Record, where: str) -> list[int]:
+    """Return the ids of a prompt's blocks; TraceError where they are no list of numbers."""
+    blocks = record.get("hash_ids") or []
+    if not isinstance(blocks, list) or not all(isinstance(one, int) and abs(one) < _MOST_TOKENS for one in blocks):
+        raise TraceError(f"{where}: hash_ids are not a list of numbers")
+    return blocks
 
 
 def _templates(record: Record, chosen: Format, where: str) -> list[int]:
     """Return numbers of a prompt's first blocks; `NO_TEMPLATE` where it is shorter or not known."""
-    blocks = record.get("hash_ids") or [] if chosen.beginnings else []
-    if not isinstance(blocks, list) or not all(isinstance(one, int) for one in blocks):
-        raise TraceError(f"{where}: hash_ids are not a list of numbers")
+    blocks = _block_ids(record, where) if chosen.beginnings else []
     return [hash(tuple(blocks[:count])) if len(blocks) >= count else NO_TEMPLATE for count in chosen.beginnings]
 
 

@@ -10,6 +10,32 @@ NO_TEMPLATE = -1
 
 
 @dataclass(frozen=True, slots=True)
+class NamedBlocks:
+    """The full blocks of R prompts, as a trace names them: equal numbers are equal blocks with equal beginnings.
+
+    Attributes
+    ----------
+    tokens
+        Tokens of a block.
+    names
+        The blocks of one prompt after the other, shape (B,).
+    first
+        Where those of each prompt begin, and the end of the last, shape (R + 1,).
+    """
+
+    tokens: int
+    names: NDArray[np.int64]
+    first: NDArray[np.int64]
+
+    def repeated(self, rounds: int, count: int) -> "NamedBlocks":
+        """Return those of the first `count` of the prompts repeated so often; a repetition shares none with another."""
+        apart = int(self.names.max(initial=-1)) + 1
+        names = np.concatenate([self.names + apart * number for number in range(rounds)])
+        ends = np.concatenate([self.first[1:] + self.first[-1] * number for number in range(rounds)])[:count]
+        return NamedBlocks(self.tokens, names[: ends[-1]], np.concatenate([[0], ends]))
+
+
+@dataclass(frozen=True, slots=True)
 class Workload:
     """Requests in order of arrival; all arrays have shape (R,).
 
@@ -26,6 +52,8 @@ class Workload:
     templates
         What the prompts begin with, as numbers, the shortest beginning first and NO_TEMPLATE behind the last, shape
         (R, T); None where the trace does not show it.
+    blocks
+        The full blocks of the prompts; None where the trace does not name them, or they were not asked for.
     notes
         Notes for the user about how it was read from its file, a sentence each.
     """
@@ -36,6 +64,7 @@ class Workload:
     output_tokens: NDArray[np.int64]
     notes: tuple[str, ...] = ()
     templates: NDArray[np.int64] | None = None
+    blocks: NamedBlocks | None = None
 
     def __len__(self) -> int:
         """Return the number of requests."""
@@ -67,4 +96,5 @@ class Workload:
         arrival = np.concatenate([self.arrival_s + period_s * repetition for repetition in range(rounds)])[:count]
         prompt, output = (np.tile(x, rounds)[:count] for x in (self.prompt_tokens, self.output_tokens))
         templates = None if self.templates is None else np.tile(self.templates, (rounds, 1))[:count]
-        return Workload(self.name, arrival, prompt, output, templates=templates)
+        blocks = None if self.blocks is None else self.blocks.repeated(rounds, count)
+        return Workload(self.name, arrival, prompt, output, templates=templates, blocks=blocks)

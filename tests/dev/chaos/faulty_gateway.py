@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from ares.gateway.pool.generate import Delta
+from ares.gateway.pool.delta import Delta
 from ares.gateway.session.output import Emit
 from ares.gateway.session.session import Session
 from ares_dev.chaos import gateway

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from ares.cli.main import app
 from ares.config import GatewayConfig
 from ares.engine.control import ControlChannel
-from ares.gateway.pool.generate import EngineLostError
+from ares.gateway.pool.delta import EngineLostError
 from ares.gateway.service import Gateway
 from ares.gateway.session.session import Session
 from ares.protocol import messages

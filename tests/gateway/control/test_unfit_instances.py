@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ares.cli.main import app
-from ares.gateway.pool.generate import EngineRefusedError
+from ares.gateway.pool.delta import EngineRefusedError
 from ares.gateway.service import COMMANDED, Gateway, TargetError
 from ares.policy import Cluster, MigrationDecision
 from tests.gateway.fakes import FakeInstance, instances

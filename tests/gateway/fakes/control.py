@@ -1,7 +1,7 @@
 """The control channel of a fake: what it was told, answers that come late, wrong or not at all, and copies ahead."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -39,6 +39,7 @@ class SteeredChannel(ControlChannel):
         self._engine = engine
         self._fake = fake = engine.fake
         self._loop = asyncio.get_running_loop()
+        self._steps = 0
         hello = report.hello(engine)
         hello = msgspec.structs.replace(
             hello,
@@ -49,6 +50,7 @@ class SteeredChannel(ControlChannel):
             carries=list(fake.carries),
             leases=fake.leases,
             expects=True,
+            step_tokens=fake.step_tokens,
             roles=hello.roles if fake.roles is None else fake.roles,
             configuration=dict(fake.configuration),
             max_num_seqs=0,
@@ -82,6 +84,15 @@ class SteeredChannel(ControlChannel):
             self._loop.call_later(late_s, super().post, event, receiver)
         else:
             super().post(event, receiver)
+
+    def post_tokens(self, rows: Iterable[messages.NewTokens]) -> None:
+        """Send the tokens of a step, where they are not lost."""
+        self._steps += 1
+        lost = self._fake.faults.lose_tokens
+        if self._fake.faults.wrong_tokens:
+            rows = [messages.NewTokens(row.key, row.position, [token ^ 1 for token in row.token_ids]) for row in rows]
+        if not (lost and self._steps % lost == 0):
+            super().post_tokens(rows)
 
     def _carried_out(self, sender: bytes, command: EngineCommand) -> bool:
         """Note a command; return whether nothing is left to do for the mock engine."""

@@ -25,6 +25,10 @@ class Faults:
     """Deliver the end of a cut request's stream this late (then break it, if that is asked too)."""
     handover_after_s: float = 0.0
     """Answer a `Cut` or a `Copy` this late."""
+    lose_tokens: int = 0
+    """Lose each so many-th message with the tokens of a step; 1: all."""
+    wrong_tokens: bool = False
+    """Send other tokens after a step than in the reply."""
     lose_handover: bool = False
     """Never answer a `Cut` or a `Copy`."""
     not_running: bool = False

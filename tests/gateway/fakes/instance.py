@@ -49,6 +49,7 @@ class FakeInstance:
         max_model_len: int = 4096,
         prefix_caching: bool = True,
         carries: tuple[str, ...] = (),
+        step_tokens: bool = False,
     ) -> None:
         self.name = name
         self.role = role
@@ -67,6 +68,8 @@ class FakeInstance:
         """Keys of the requests that were to be expected."""
         self.leases = True
         """Whether it is of a version that answers a `Lease`."""
+        self.step_tokens = step_tokens
+        """Whether it is of a version that sends `StepTokens`."""
         self.pull_bytes_per_s = 0.0
         self.predictor = ""
         """Version of the predictor that it reports."""

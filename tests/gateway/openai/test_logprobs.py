@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from ares.gateway.openai.logprobs import LogprobsRenderer
 from ares.gateway.openai.text import TextModel
-from ares.gateway.pool.generate import PositionLogprobs, TokenLogprob
+from ares.gateway.pool.delta import PositionLogprobs, TokenLogprob
 
 CHARACTERS = "🦜🧡 naïve — 漢字 👩‍👩‍👧 é\n\t  x ñ𝄞"
 

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 
 from ares.gateway.openai.replies import DONE, Choice, Envelope, event, usage
 from ares.gateway.openai.text import Detokenizer, TextModel
-from ares.gateway.pool.generate import Delta, Logprobs, PositionLogprobs, TokenLogprob
+from ares.gateway.pool.delta import Delta, Logprobs, PositionLogprobs, TokenLogprob
 
 NASTY = 'quote " backslash \\ NUL \0 newline \n tab \t é 日 👩‍👩‍👧 </script> \u2028 \x7f'
 

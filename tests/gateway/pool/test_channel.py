@@ -5,13 +5,14 @@ import contextlib
 import itertools
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 import zmq
 import zmq.asyncio
 
-from ares.gateway.pool.channel import Inbox
+from ares.gateway.pool.channel import ControlSocket
+from tests.waiting import eventually
 
 COUNT = 100
 # In a process of its own: what hangs is not Python, and holds its lock.
@@ -33,41 +34,42 @@ asyncio.run(main())
 
 
 @contextlib.contextmanager
-def pair(address: str) -> Iterator[tuple[zmq.asyncio.Socket, zmq.asyncio.Socket]]:
+def pair(
+    address: str, take: Callable[[bytes], bool] = lambda _: False
+) -> Iterator[tuple[zmq.asyncio.Socket, ControlSocket]]:
     context = zmq.asyncio.Context.instance()
     sending, receiving = context.socket(zmq.DEALER), context.socket(zmq.DEALER)
     sending.bind(address)
     receiving.connect(sending.getsockopt_string(zmq.LAST_ENDPOINT))
-    yield sending, receiving
+    with contextlib.closing(ControlSocket(receiving, take)) as channel:
+        yield sending, channel
     sending.close(0)
     receiving.close(0)
 
 
 @pytest.fixture
-def ends() -> Iterator[tuple[zmq.asyncio.Socket, zmq.asyncio.Socket]]:
+async def ends() -> AsyncIterator[tuple[zmq.asyncio.Socket, ControlSocket]]:
     with pair("tcp://127.0.0.1:*") as made:
         yield made
 
 
-async def test_messages_come_once_and_in_order(ends: tuple[zmq.asyncio.Socket, zmq.asyncio.Socket]) -> None:
-    sending, receiving = ends
-    inbox = Inbox(receiving)
-    assert await inbox.next(0.01) is None
+async def test_messages_come_once_and_in_order(ends: tuple[zmq.asyncio.Socket, ControlSocket]) -> None:
+    sending, channel = ends
+    assert await channel.next(0.01) is None
     for first in range(0, COUNT, 10):  # some wait already, some are waited for
         for number in range(first, first + 10):
             await sending.send(b"%d" % number)
         for number in range(first, first + 10):
-            assert await inbox.next(5) == b"%d" % number
-    assert await inbox.next(0.01) is None
+            assert await channel.next(5) == b"%d" % number
+    assert await channel.next(0.01) is None
 
 
-async def test_what_comes_after_the_time_is_kept(ends: tuple[zmq.asyncio.Socket, zmq.asyncio.Socket]) -> None:
-    sending, receiving = ends
-    inbox = Inbox(receiving)
+async def test_what_comes_after_the_time_is_kept(ends: tuple[zmq.asyncio.Socket, ControlSocket]) -> None:
+    sending, channel = ends
     for number in range(20):
-        assert await inbox.next(0) is None
+        assert await channel.next(0) is None
         await sending.send(b"%d" % number)
-        while (message := await inbox.next(0)) is None:
+        while (message := await channel.next(0)) is None:
             pass
         assert message == b"%d" % number
 
@@ -81,15 +83,49 @@ async def test_other_work_goes_on_while_many_wait(size: int, in_a_row: int) -> N
             next(turns)
             await asyncio.sleep(0)
 
-    with pair("inproc://many") as (sending, receiving):
-        inbox = Inbox(receiving)
+    with pair("inproc://many") as (sending, channel):
         for _ in range(COUNT):
             await sending.send(bytes(size))
         task = asyncio.create_task(other())
         for _ in range(COUNT):
-            assert await inbox.next(5) == bytes(size)
+            assert await channel.next(5) == bytes(size)
         task.cancel()
     assert next(turns) >= (COUNT - 2) // in_a_row
+
+
+async def test_what_is_taken_as_it_arrives_wakes_nobody() -> None:
+    taken: list[bytes] = []
+
+    def take(body: bytes) -> bool:
+        if body.startswith(b"take"):
+            taken.append(body)
+        return body.startswith(b"take")
+
+    with pair("tcp://127.0.0.1:*", take) as (sending, channel):
+        for body in (b"take 1", b"take 2", b"keep", b"take 3"):
+            await sending.send(body)
+        assert await channel.next(60) == b"keep"
+        await eventually(lambda: taken == [b"take 1", b"take 2", b"take 3"])
+        assert await channel.next(0) is None
+
+
+async def test_a_reader_that_falls_behind_gets_all_in_the_end(ends: tuple[zmq.asyncio.Socket, ControlSocket]) -> None:
+    """More than are received ahead of it: then the rest is left in the socket."""
+    sending, channel = ends
+    for number in range(COUNT):
+        await sending.send(b"%d" % number)
+    await asyncio.sleep(0.05)
+    assert [await channel.next(60) for _ in range(COUNT)] == [b"%d" % number for number in range(COUNT)]
+
+
+async def test_what_arrives_while_it_sends_is_received(ends: tuple[zmq.asyncio.Socket, ControlSocket]) -> None:
+    """libzmq signals an arrival once; a send that comes first reads the signal."""
+    sending, channel = ends
+    for number in range(COUNT):
+        await sending.send(b"%d" % number)
+        channel.send(b"answer")
+        assert await channel.next(60) == b"%d" % number
+        assert await sending.recv() == b"answer"
 
 
 def test_a_connection_that_comes_about_while_it_is_closed_hangs_nothing() -> None:

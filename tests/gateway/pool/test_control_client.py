@@ -6,6 +6,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
+from ares.gateway.pool.channel import ControlSocket
 from ares.gateway.pool.generate import http_client
 from ares.gateway.pool.instance import Instance
 from ares.protocol import messages
@@ -19,7 +20,8 @@ async def test_commands_to_a_lost_instance_do_not_block() -> None:
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.SNDHWM, 1)
         socket.connect("tcp://127.0.0.1:1")
-        instance.control.attach(socket)
+        channel = ControlSocket(socket)
+        instance.control.attach(channel)
         try:
             async with asyncio.timeout(60):
                 for _ in range(5):
@@ -27,6 +29,7 @@ async def test_commands_to_a_lost_instance_do_not_block() -> None:
                 with pytest.raises(TimeoutError):
                     await instance.control.cut("key", 0.05)
         finally:
+            channel.close()
             socket.close()
 
 

@@ -9,14 +9,17 @@ from typing import Any
 import pytest
 
 from ares.gateway.pool.connections import Connection
+from ares.gateway.pool.delta import EngineLostError, EngineRefusedError
 from ares.gateway.pool.discovery import Unusable, describe
-from ares.gateway.pool.generate import EngineClient, EngineLostError, EngineRefusedError, Stream, http_client
+from ares.gateway.pool.generate import EngineClient, http_client
 from ares.gateway.pool.health import Status
+from ares.gateway.pool.stream import Stream
 from ares.gateway.tuning import DEFAULT
+from ares.protocol.messages import NewTokens, StepTokens
 from tests.waiting import eventually
 
 PIECE = b"x" * (1 << 16)
-BODY: dict[str, Any] = {"token_ids": [1]}
+BODY: dict[str, Any] = {"request_id": "request", "token_ids": [1], "sampling_params": {}, "kv_transfer_params": {}}
 
 
 class Endless:
@@ -137,7 +140,8 @@ async def test_a_description_without_end(endless: Endless) -> None:
     assert endless.sent < 32 << 20
 
 
-async def test_a_reply_leaves_nothing_to_garbage_collection() -> None:
+@pytest.mark.parametrize("step_tokens", [False, True])
+async def test_a_reply_leaves_nothing_to_garbage_collection(step_tokens: bool) -> None:
     def alive() -> list[object]:
         return [found for found in gc.get_objects() if type(found) in (Stream, Connection)]
 
@@ -147,7 +151,8 @@ async def test_a_reply_leaves_nothing_to_garbage_collection() -> None:
     gc.disable()
     try:
         async with answering(200, len(body), body) as client:
-            stream = await client.stream(BODY)
+            stream = await client.stream(BODY, step_tokens=step_tokens)
+            client.early(StepTokens([NewTokens("request", 0, [7])]))
             assert [[delta.token_ids for delta in batch] async for batch in stream.batches()] == [[[7]]]
             stream.close()
             del stream

@@ -5,7 +5,9 @@ from collections.abc import Callable
 
 import pytest
 
-from ares.gateway.pool.generate import Delta, EngineLostError, EngineRefusedError, Stream
+from ares.gateway.pool.delta import Delta, EngineLostError, EngineRefusedError
+from ares.gateway.pool.merged_tokens import DifferentTokensError, MergedTokens
+from ares.gateway.pool.stream import Stream
 
 HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 ERROR = b'data: {"error":{"message":"no memory","code":503}}\n\n'
@@ -176,3 +178,64 @@ async def test_nothing_is_taken_for_a_reader_that_has_left() -> None:
     feed(stream, event(2))
     assert not taken
     assert await stream.batch() == [Delta(token_ids=[1]), Delta(token_ids=[2])]
+
+
+def early(*reads: bytes) -> Stream:
+    """As `opened`, with a step channel."""
+    stream = Stream(merged=MergedTokens())
+    stream.connection_made(asyncio.Transport())
+    stream.data_received(HEAD)
+    for data in reads:
+        feed(stream, data)
+    return stream
+
+
+ENDED = '"logprobs":null,"finish_reason":"length","stop_reason":"migrated"'
+
+
+async def test_tokens_of_the_step_channel_come_before_their_events_and_once() -> None:
+    stream, taken = early(event(5)), list[int]()
+
+    def take(batch: list[Delta]) -> bool:
+        taken.extend(token for delta in batch for token in delta.token_ids or [])
+        return batch[-1].finish_reason is None
+
+    assert await stream.batch() == [Delta(token_ids=[5])]
+    task = await waiting(stream, take)
+    stream.early(0, [5])
+    stream.early(1, [6])
+    stream.early(2, [7])
+    assert taken == [6, 7]
+    feed(stream, event(6, 7, 8))
+    assert taken == [6, 7, 8]
+    stream.early(3, [8])
+    stream.early(4, [9])
+    feed(stream, event(9, more=ENDED))
+    assert await task == [Delta(token_ids=[], finish_reason="length", stop_reason="migrated")]
+    assert taken == [6, 7, 8, 9]
+
+
+async def test_tokens_that_come_early_are_there_when_the_stream_breaks() -> None:
+    stream = early(event(5))
+    stream.early(1, [6])
+    stream.connection_lost(None)
+    assert await stream.batch() == [Delta(token_ids=[5]), Delta(token_ids=[6])]
+    with pytest.raises(EngineLostError):
+        await stream.batch()
+
+
+async def test_tokens_that_come_before_the_first_event_are_read_first() -> None:
+    stream = early()
+    stream.early(0, [5])
+    assert await stream.batch() == [Delta(token_ids=[5])]
+    feed(stream, event(5, 6, more=ENDED))
+    assert await stream.batch() == [Delta(token_ids=[6], finish_reason="length", stop_reason="migrated")]
+
+
+async def test_channels_that_disagree_end_the_stream() -> None:
+    stream = early()
+    stream.early(0, [5])
+    assert await stream.batch() == [Delta(token_ids=[5])]
+    feed(stream, event(4))
+    with pytest.raises(DifferentTokensError):
+        await stream.batch()

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from ares.gateway.openai.sampling import Sampling
-from ares.gateway.pool.generate import Delta, EngineLostError, EngineRefusedError
+from ares.gateway.pool.delta import Delta, EngineLostError, EngineRefusedError
 from ares.gateway.session.session import Session
 from tests.gateway.running import (
     PROMPT,

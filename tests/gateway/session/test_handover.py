@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ares.gateway.pool.generate import EngineLostError
+from ares.gateway.pool.delta import EngineLostError
 from ares.gateway.session.handover import (
     TRANSITIONS,
     Handover,

@@ -3,7 +3,7 @@
 import pytest
 
 from ares.gateway.openai.sampling import Sampling
-from ares.gateway.pool.generate import EngineLostError, EngineRefusedError
+from ares.gateway.pool.delta import EngineLostError, EngineRefusedError
 from ares.gateway.pool.instance import NoInstanceError
 from tests.gateway.fakes import instances
 from tests.gateway.running import (

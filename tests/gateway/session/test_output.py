@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from ares.gateway.pool.generate import Delta, Stream
+from ares.gateway.pool.delta import Delta
+from ares.gateway.pool.stream import Stream
 from ares.gateway.session.output import Output, Relay
 from tests.gateway.pool.test_stream import event, feed, opened
 

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from ares.gateway.openai.sampling import Sampling
-from ares.gateway.pool.generate import Delta, EngineLostError
+from ares.gateway.pool.delta import Delta, EngineLostError
 from ares.gateway.session.handover import NotMovableError
 from ares.gateway.session.phase import Phase
 from ares.gateway.session.session import Session

@@ -7,7 +7,7 @@ import pytest
 
 from ares.gateway.control.predictions import rows_by_key
 from ares.gateway.openai.sampling import Sampling
-from ares.gateway.pool.generate import Delta
+from ares.gateway.pool.delta import Delta
 from ares.gateway.session.pending_call import PendingCall
 from ares.gateway.session.phase import Phase
 from ares.gateway.session.session import Session

@@ -1,5 +1,6 @@
 """The connector that vLLM loads (`kv_connector_module_path`): stock NIXL pull with our two sides."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from ares.engine import identity, parallel
@@ -31,6 +32,15 @@ class NixlConnector(NixlPullConnector):  # type: ignore[misc]
             self.connector_scheduler = Scheduler(vllm_config, self.engine_id, kv_cache_config)
         else:
             self.connector_worker = Worker(vllm_config, self.engine_id, kv_cache_config)
+
+    def take_events(self) -> Iterable[Any]:
+        """Send the step's tokens: vLLM asks for KV events when it has added them to the outputs.
+
+        v1/core/sched/scheduler.py, `update_from_output`, 0.32.
+        """
+        self.connector_scheduler.post_step_tokens()
+        events: Iterable[Any] = super().take_events()
+        return events
 
     def bind_kv_cache_manager(self, kv_cache_manager: Any) -> None:
         """Give the scheduler side the KV cache whose use it reports, and whose blocks it pins."""

@@ -76,6 +76,8 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         super().__init__(vllm_config, engine_id, kv_cache_config)
         self._tracked: dict[str, TrackedRequest] = {}
         self._by_key: dict[str, TrackedRequest] = {}
+        # Those whose gateways want their tokens after each step.
+        self._sends_tokens: dict[str, TrackedRequest] = {}
         # Finished here, with KV pinned until it is pulled, released or its lease ends: vLLM's id to our key, and back.
         self._pinned: dict[str, str] = {}
         self._pinned_by_key: dict[str, str] = {}
@@ -141,6 +143,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             kv_events=events_endpoint is not None,
             roles=list(settings.roles),
             expects=bool(self._steps_ahead),
+            step_tokens=True,
         )
         self._channel = ControlChannel(
             settings.control_endpoint,
@@ -174,6 +177,8 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         if tracked.key is not None:
             self._by_key[tracked.key] = tracked
             self._channel.expected.came(tracked.key)
+            if params.get(fields.STEP_TOKENS) is True:
+                self._sends_tokens[request.request_id] = tracked
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int, bool]:
         """Pull the KV that the source holds, which is less than the prompt.
@@ -266,6 +271,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
     def request_finished(self, request: Request, block_ids: Any) -> tuple[bool, dict[str, Any] | None]:
         """Pin the KV of a request that was cut; leave every other end to vLLM."""
         tracked = self._tracked.pop(request.request_id, None)
+        self._sends_tokens.pop(request.request_id, None)
         if tracked is None or tracked.key is None:
             return super().request_finished(request, block_ids)  # type: ignore[no-any-return]
         self._by_key.pop(tracked.key, None)
@@ -342,6 +348,11 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             ),
             tracked.cut.sender,
         )
+
+    def post_step_tokens(self) -> None:
+        """Send gateways the tokens that their running requests got in this step."""
+        if rows := [row for tracked in self._sends_tokens.values() if (row := tracked.new_tokens()) is not None]:
+            self._channel.post_tokens(rows)
 
     # --- commands ---
 

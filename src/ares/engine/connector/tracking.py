@@ -49,6 +49,8 @@ class TrackedRequest:
     resumed_tokens
         Tokens of its output that other instances generated (engine/connector/resume_output.py); None until it is
         scheduled for the first time.
+    sent_tokens
+        Tokens that its gateway has been sent over the control channel.
     """
 
     request: Any
@@ -64,11 +66,20 @@ class TrackedRequest:
     gateway_expired: bool = False
     prediction: Prediction | None = None
     resumed_tokens: int | None = None
+    sent_tokens: int = 0
 
     @property
     def output_tokens(self) -> int:
         """How many tokens were generated on this instance."""
         return int(self.request.num_output_tokens) - (self.resumed_tokens or 0)
+
+    def new_tokens(self) -> messages.NewTokens | None:
+        """Return the tokens since the last call; None where there are none."""
+        output, sent = self.output_tokens, self.sent_tokens
+        if self.key is None or output <= sent:
+            return None
+        self.sent_tokens = output
+        return messages.NewTokens(self.key, sent, list(self.request.output_token_ids[sent - output :]))
 
     @property
     def is_precopy(self) -> bool:

@@ -21,6 +21,7 @@ import numpy as np
 
 from ares.config import GatewayConfig, live_preset
 from ares.gateway.control import lengths
+from ares.gateway.control.cached_candidates import CachedCandidates
 from ares.gateway.control.compile_ahead import compile_ahead
 from ares.gateway.control.decider import Decider
 from ares.gateway.control.lease import Lease
@@ -133,6 +134,7 @@ class Controller:
         self._changed = asyncio.Event()
         self._prefill_queues: Queues = WeakKeyDictionary()
         self._dispatching = asyncio.Lock()
+        self._cached_candidates = CachedCandidates()
         # Lengths of the outputs that have ended since the last decision of admission.
         self._ended: deque[int] = deque(maxlen=tuning.kept_lengths)
         self.suspensions = 0
@@ -443,6 +445,9 @@ class Controller:
         excludes = [one.exclude | self._unable(one.session) for one in waiting]
         snapshot = self.snapshots.build(s for s in self._sessions.values() if s.id not in self._waiting)
         candidates = self.snapshots.candidates([one.session for one in waiting], snapshot.cluster, excludes)
+        if policy.sees_prefixes(policy.settings):
+            cached = self._cached_candidates.of([one.session for one in waiting], snapshot.instances)
+            candidates = replace(candidates, cached_tokens=cached)
         memory, ended = policy.memory(), list(self._ended)
         decisions = await decider.decide(
             snapshot.cluster, candidates, snapshot.running, ended, timeout_s=self._tuning.decision_s

@@ -144,7 +144,7 @@ class PrefillCandidates:
     def _choose_resumption(
         self, placement: Placement, candidates: list[Instance], decoding: list[Instance], *, begins: bool = False
     ) -> Instance | None:
-        if not self._knows_cached:
+        if not self._knows_cached or not decoding:
             return None
         try:
             return self._choice.choose_resumption(placement, candidates, decoding, begins=begins)

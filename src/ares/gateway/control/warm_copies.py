@@ -17,7 +17,7 @@ import numpy as np
 from ares.gateway.control.decider import Decider
 from ares.gateway.control.prefill_choice import cached_tokens
 from ares.gateway.control.snapshot import ClusterSnapshot, SnapshotBuilder
-from ares.gateway.pool.generate import EngineLostError, EngineRefusedError
+from ares.gateway.pool.delta import EngineLostError, EngineRefusedError
 from ares.gateway.pool.instance import Instance
 from ares.gateway.pool.pool import Pool
 from ares.gateway.records.metrics import Metrics

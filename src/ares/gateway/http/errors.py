@@ -15,7 +15,7 @@ from ares.gateway.http.generation import describe_failure
 from ares.gateway.http.responses import error
 from ares.gateway.openai.body import BadRequestError
 from ares.gateway.openai.parsing import ParserFailedError
-from ares.gateway.pool.generate import EngineLostError, EngineRefusedError
+from ares.gateway.pool.delta import EngineLostError, EngineRefusedError
 from ares.gateway.pool.instance import NoInstanceError
 from ares.gateway.processes.siblings import SiblingRefusedError
 from ares.gateway.shutdown import ShuttingDownError

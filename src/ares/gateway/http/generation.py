@@ -26,7 +26,7 @@ from ares.gateway.openai.replies import Choice, Envelope, Shown, usage
 from ares.gateway.openai.requests import ChatRequest, CompletionRequest, GenerationRequest
 from ares.gateway.openai.sampling import Sampling
 from ares.gateway.openai.text import Detokenizer, TemplateError, Truncation, UnspacedDetokenizer
-from ares.gateway.pool.generate import Delta, EngineLostError, EngineRefusedError
+from ares.gateway.pool.delta import Delta, EngineLostError, EngineRefusedError
 from ares.gateway.pool.instance import NoInstanceError
 from ares.gateway.service import Gateway
 from ares.gateway.session.objectives import Objective

@@ -6,7 +6,7 @@ from typing import Any
 from ares.gateway.openai.blocks import BlockWriter
 from ares.gateway.openai.parsed_replies import ParsedChoice
 from ares.gateway.openai.parsing import MessageDelta, OutputParser, ParsedMessage, ToolCallDelta
-from ares.gateway.pool.generate import Delta, PositionLogprobs
+from ares.gateway.pool.delta import Delta, PositionLogprobs
 
 
 class PlainText:

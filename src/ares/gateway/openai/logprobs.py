@@ -8,7 +8,7 @@ from collections import deque
 from typing import Any
 
 from ares.gateway.openai.text import TextModel
-from ares.gateway.pool.generate import PositionLogprobs, TokenLogprob
+from ares.gateway.pool.delta import PositionLogprobs, TokenLogprob
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 # No character has more bytes, and no token is shorter than one.

@@ -9,7 +9,7 @@ from typing import Any
 
 from ares.gateway.openai.parsing import MessageDelta, OutputParser, ParserFailedError, ToolCallDelta
 from ares.gateway.openai.replies import Choice, encode, event
-from ares.gateway.pool.generate import Delta, PositionLogprobs
+from ares.gateway.pool.delta import Delta, PositionLogprobs
 
 _REASONING = ("reasoning", "reasoning_content")
 # Some parsers read all of the output again with every token. One whose tokens take longer than this runs in a thread:

@@ -11,7 +11,7 @@ import msgspec
 
 from ares.gateway.openai.logprobs import LogprobsRenderer
 from ares.gateway.openai.text import Detokenizer, TextModel
-from ares.gateway.pool.generate import Delta, PositionLogprobs
+from ares.gateway.pool.delta import Delta, PositionLogprobs
 
 encode = msgspec.json.Encoder().encode
 DONE = b"data: [DONE]\n\n"

@@ -1,13 +1,10 @@
 """Commands to an instance over its control channel, and the answers that belong to them."""
 
 import asyncio
-import contextlib
 import itertools
 from typing import Any
 
-import zmq
-import zmq.asyncio
-
+from ares.gateway.pool.channel import ControlSocket
 from ares.gateway.tuning import DEFAULT
 from ares.protocol import messages, rpc
 from ares.protocol.fields import CutOutcome
@@ -24,14 +21,14 @@ class ControlClient:
 
     def __init__(self, kept_reports: int = DEFAULT.kept_reports) -> None:
         self._kept_reports = kept_reports
-        self._socket: zmq.asyncio.Socket | None = None
+        self._socket: ControlSocket | None = None
         self._call_numbers = itertools.count(1)
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._awaited_pulls: dict[str, asyncio.Future[messages.KvReceived]] = {}
         self._finished_pulls: dict[str, messages.KvReceived] = {}
         self._predictions: dict[str, messages.Predicted] = {}
 
-    def attach(self, socket: zmq.asyncio.Socket) -> None:
+    def attach(self, socket: ControlSocket) -> None:
         """Send over this connection from now on."""
         self._socket = socket
 
@@ -118,9 +115,7 @@ class ControlClient:
     async def send(self, body: bytes) -> None:
         """Send an encoded command, if there is a connection."""
         if self._socket is not None:
-            # The queue to a peer that has been gone for long is full: never wait for room in it.
-            with contextlib.suppress(zmq.Again):
-                await self._socket.send(body, zmq.NOBLOCK)
+            self._socket.send(body)
 
     # --- answers ---
 

@@ -2,66 +2,19 @@
 
 import asyncio
 import urllib.parse
-from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any, NamedTuple, cast
+from collections.abc import Mapping
+from typing import Any
 
 import aiohttp
-import httptools
 import msgspec
 
 from ares.gateway.pool.connections import BrokenReplyError, Connections
+from ares.gateway.pool.delta import Delta, EngineLostError, EngineRefusedError
+from ares.gateway.pool.merged_tokens import MergedTokens
+from ares.gateway.pool.stream import MALFORMED, Stream
 from ares.gateway.tuning import DEFAULT, Tuning
-from ares.protocol.fields import GENERATE_ROUTE, REPETITION, REPETITION_DETECTED
-
-
-class EngineLostError(Exception):
-    """The instance cannot be reached, or its stream broke."""
-
-
-class EngineRefusedError(Exception):
-    """The instance answered with an error; `status` is its HTTP status."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-class TokenLogprob(msgspec.Struct):
-    """One candidate token: its id and log probability."""
-
-    token_id: int
-    logprob: float
-
-
-class PositionLogprobs(TokenLogprob):
-    """The sampled token of one position and the candidates that were asked for."""
-
-    top_logprobs: list[TokenLogprob] = []
-
-
-class Logprobs(msgspec.Struct):
-    """Log probabilities, one entry a token."""
-
-    content: list[PositionLogprobs] | None = None
-
-
-class Delta(msgspec.Struct):
-    """New tokens of a stream, and why it ended if it did."""
-
-    token_ids: list[int] | None = None
-    finish_reason: str | None = None
-    stop_reason: int | str | None = None
-    logprobs: Logprobs | None = None
-
-    def name_repetition(self) -> None:
-        """Set the finish reason of an output that repeats itself, which an instance ends by the limit of a cut."""
-        if self.stop_reason == REPETITION_DETECTED:
-            self.finish_reason = REPETITION
-
-
-class _Chunk(msgspec.Struct):
-    choices: list[Delta] = []
-    error: dict[str, Any] | None = None
+from ares.protocol.fields import GENERATE_ROUTE, KV_TRANSFER_PARAMS, STEP_TOKENS
+from ares.protocol.messages import StepTokens
 
 
 class _Reply(msgspec.Struct):
@@ -69,14 +22,8 @@ class _Reply(msgspec.Struct):
     kv_transfer_params: dict[str, Any] | None = None
 
 
-_decode_chunk = msgspec.json.Decoder(_Chunk).decode
 _decode_reply = msgspec.json.Decoder(_Reply).decode
 _encode = msgspec.json.Encoder().encode
-# Errors of bytes that no engine sends: no JSON, no UTF-8, an error whose code is no number, endless nesting.
-_MALFORMED = (msgspec.DecodeError, TypeError, ValueError, RecursionError)
-_TOKEN_IDS = b'"token_ids":['
-# Longer ids are no model's.
-_ID_DIGITS = 9
 _NO_HEADERS: Mapping[str, str] = {}
 
 
@@ -101,236 +48,6 @@ def http_client(api_key: str | None = None, tuning: Tuning = DEFAULT) -> aiohttp
     )
 
 
-class _Form(NamedTuple):
-    """What the events of a stream with one token and nothing else have in common: all but the digits of the token."""
-
-    before: bytes
-    after: bytes
-
-    @classmethod
-    def of(cls, event: bytes, parsed: Delta) -> "_Form | None":
-        """Return the form of an event that was parsed; None where it has more than one token, or other than that."""
-        if parsed.finish_reason is not None or parsed.stop_reason is not None or parsed.logprobs is not None:
-            return None
-        ids = parsed.token_ids
-        if not ids or len(ids) != 1 or event.count(_TOKEN_IDS) != 1:
-            return None
-        before, name, value = event.partition(_TOKEN_IDS)
-        digits, end, after = value.partition(b"]")
-        return cls(before + name, end + after) if digits == b"%d" % ids[0] else None
-
-    def token(self, event: bytes) -> int | None:
-        """Return the token of an event of this form; None for any other, which has to be parsed."""
-        if not (event.startswith(self.before) and event.endswith(self.after)):
-            return None
-        digits = event[len(self.before) : -len(self.after)]
-        # JSON has no leading zeros.
-        return int(digits) if digits.isdigit() and len(digits) <= _ID_DIGITS and digits[:1] != b"0" else None
-
-
-# That of no event.
-_NO_FORM = _Form(b"\0", b"\0")
-
-
-class Stream(asyncio.Protocol):
-    """An open generation on an instance, on a connection of its own. Close it to abort the generation.
-
-    In serving, a read brings one token, and the overhead of a general HTTP client for each read would exceed all other
-    work for the token: httptools parses HTTP, and its callbacks are the public methods below.
-    """
-
-    def __init__(self, tuning: Tuning = DEFAULT) -> None:
-        self._tuning = tuning
-        self.status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._parser = httptools.HttpResponseParser(self)
-        self._transport: asyncio.Transport
-        self._received: list[bytes] = []
-        self._unread = 0
-        # Begin of an event whose end has not come.
-        self._left = b""
-        self._form = _NO_FORM
-        # Set to what `take` has left while a reader waits.
-        self._arrival: asyncio.Future[list[Delta]] | None = None
-        self._take: Callable[[list[Delta]], bool] | None = None
-        self._complete = False
-        self._lost: Exception | None = None
-
-    @property
-    def starved(self) -> bool:
-        """Whether its reader waits for data."""
-        return self._arrival is not None and not self._arrival.done()
-
-    async def batches(self) -> AsyncIterator[list[Delta]]:
-        """Yield the new tokens of each read; the errors are those of `batch`."""
-        while batch := await self.batch():
-            yield batch
-
-    async def batch(self, take: Callable[[list[Delta]], bool] | None = None) -> list[Delta]:
-        """Return the next new tokens, those of one read; empty at the end.
-
-        Parameters
-        ----------
-        take
-            Given the tokens of a read as they arrive while this waits; where it returns True they are done with, and
-            nothing is woken. What it raises is raised here.
-
-        Raises
-        ------
-        EngineLostError
-            The connection broke before the stream ended.
-        EngineRefusedError
-            The engine failed the request.
-        """
-        while True:
-            if self._received:
-                batch = self._parse(self._drain())
-            elif self._complete:
-                return []
-            else:
-                self._take = take
-                try:
-                    batch = await self._more()
-                finally:
-                    self._take = None
-            if batch:
-                return batch
-
-    async def text(self) -> str:
-        """Return the rest of the reply; EngineLostError where it is too large, or breaks off."""
-        parts, size = [], 0
-        while data := await self._read():
-            size += len(data)
-            if size > self._tuning.reply_bytes:
-                raise EngineLostError(f"the reply is larger than {self._tuning.reply_bytes} bytes")
-            parts.append(data)
-        return b"".join(parts).decode(errors="replace")
-
-    def send(self, request: bytes) -> None:
-        """Send a request; `status` is set when its reply begins."""
-        self._transport.write(request)
-
-    def close(self) -> None:
-        """Close the connection: the engine aborts what still runs."""
-        self._transport.close()
-
-    async def _read(self) -> bytes:
-        """Return the data that has arrived, or wait for some; empty at the end."""
-        while not self._received:
-            if self._complete:
-                return b""
-            await self._more()
-        return self._drain()
-
-    async def _more(self) -> list[Delta]:
-        """Wait until something has arrived; return what `take` has left of it."""
-        if self._lost is not None:
-            raise EngineLostError(f"the stream broke: {self._lost!r}") from self._lost
-        self._arrival = asyncio.get_running_loop().create_future()
-        return await self._arrival
-
-    def _drain(self) -> bytes:
-        """Return the data that has arrived."""
-        data = self._received[0] if len(self._received) == 1 else b"".join(self._received)
-        self._received.clear()
-        if self._unread > self._tuning.unread_bytes:
-            self._transport.resume_reading()
-        self._unread = 0
-        return data
-
-    def _parse(self, data: bytes) -> list[Delta]:
-        """Return the new tokens of the events that are complete; EngineLostError, EngineRefusedError."""
-        if self._left:
-            data = self._left + data
-        token = self._form.token(data)
-        if token is not None:
-            self._left = b""
-            return [Delta(token_ids=[token])]
-        *events, self._left = data.split(b"\n\n")
-        batch: list[Delta] = []
-        try:
-            if len(self._left) > self._tuning.event_bytes:
-                raise ValueError(f"an event is larger than {self._tuning.event_bytes} bytes")
-            for event in events:
-                if event == b"data: [DONE]":
-                    continue
-                chunk = _decode_chunk(event[6:])
-                if chunk.error is not None:
-                    raise EngineRefusedError(
-                        int(chunk.error.get("code") or 500), str(chunk.error.get("message", "the engine failed"))
-                    )
-                batch += chunk.choices
-        except _MALFORMED as error:
-            raise EngineLostError(f"the stream broke: {error!r}") from error
-        if len(batch) == 1 and len(events) == 1 and not self._left:
-            self._form = _Form.of(data, batch[0]) or self._form
-        return batch
-
-    def _wake(self) -> None:
-        """Give what has arrived to `take`, and wake the reader where there is more to do."""
-        arrival = self._arrival
-        if arrival is None or arrival.done():
-            return
-        left: list[Delta] = []
-        try:
-            if self._take is not None and self._received:
-                left = self._parse(self._drain())
-                if not left or self._take(left):
-                    if self._lost is None and not self._complete:
-                        return
-                    left = []
-        except Exception as error:  # of `take`, which is its reader's
-            arrival.set_exception(error)
-        else:
-            arrival.set_result(left)
-
-    # --- asyncio calls these ---
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take the transport."""
-        self._transport = cast(asyncio.Transport, transport)
-
-    def data_received(self, data: bytes) -> None:
-        """Parse new data."""
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            self._lose(error)
-            self._transport.close()
-        self._wake()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Record why the stream broke, if it had not ended."""
-        self._lose(exc or ConnectionResetError("the connection was closed"))
-        self._wake()
-        del self._parser  # it refers to this object: with it, both would wait for garbage collection
-
-    def _lose(self, error: Exception) -> None:
-        self._lost = self._lost or error
-        if not self.status.done():
-            self.status.set_exception(EngineLostError(f"no reply: {error!r}"))
-            self.status.exception()  # it may never be asked for
-
-    # --- httptools calls these ---
-
-    def on_headers_complete(self) -> None:
-        """Set the status."""
-        status = self._parser.get_status_code()
-        if status >= 200 and not self.status.done():
-            self.status.set_result(status)
-
-    def on_body(self, body: bytes) -> None:
-        """Keep a piece of the body, and pause the engine when too much is unread."""
-        self._received.append(body)
-        before = self._unread
-        self._unread += len(body)
-        if before <= self._tuning.unread_bytes < self._unread:
-            self._transport.pause_reading()
-
-    def on_message_complete(self) -> None:
-        """Note the end of the reply."""
-        self._complete = self.status.done()
-
-
 class EngineClient:
     """Token-level requests to one instance."""
 
@@ -344,17 +61,45 @@ class EngineClient:
         lines = [f"POST {parts.path} HTTP/1.1", *(f"{name}: {value}" for name, value in head.items())]
         self._head = "\r\n".join(lines).encode()
         self._connections = Connections(self._host, self._port, self._tls, tuning)
+        # Those that the step channel brings tokens for, by the key of their request.
+        self._early: dict[str, Stream] = {}
 
-    async def stream(self, body: dict[str, Any], headers: Mapping[str, str] = _NO_HEADERS) -> Stream:
-        """Start a streaming generation, sent with further headers; returns when the engine has accepted it."""
-        request = self._request({**body, "stream": True}, headers)
+    @property
+    def encrypted(self) -> bool:
+        """Whether requests and replies are encrypted."""
+        return self._tls is not None
+
+    @property
+    def early_streams(self) -> int:
+        """How many streams the step channel brings tokens for."""
+        return len(self._early)
+
+    async def stream(
+        self, body: dict[str, Any], headers: Mapping[str, str] = _NO_HEADERS, *, step_tokens: bool = False
+    ) -> Stream:
+        """Start a streaming generation, sent with further headers; returns when the engine has accepted it.
+
+        With `step_tokens` the instance is asked to send the tokens over its control channel after each step (`early`),
+        and with the reply only every `Tuning.chunk_tokens`. Log probabilities come with the reply alone.
+        """
+        chunk, key = self._tuning.chunk_tokens, None
+        body = {**body, "stream": True}
+        if step_tokens and chunk > 1 and body["sampling_params"].get("logprobs") is None:
+            key = body["request_id"]
+            body["sampling_params"] = {**body["sampling_params"], "stream_interval": chunk}
+            body[KV_TRANSFER_PARAMS] = {**body[KV_TRANSFER_PARAMS], STEP_TOKENS: True}
+        request = self._request(body, headers)
+        stream = self._make_stream(key)
         try:
             async with asyncio.timeout(self._tuning.connect_s):
-                _, stream = await asyncio.get_running_loop().create_connection(
-                    lambda: Stream(self._tuning), self._host, self._port, ssl=self._tls
+                await asyncio.get_running_loop().create_connection(
+                    lambda: stream, self._host, self._port, ssl=self._tls
                 )
-        except OSError as error:  # a timeout is one too
-            raise EngineLostError(f"no connection: {error!r}") from error
+        except BaseException as error:
+            self._early.pop(key or "", None)
+            if isinstance(error, OSError):  # a timeout is one too
+                raise EngineLostError(f"no connection: {error!r}") from error
+            raise
         try:
             stream.send(request)
             status = await stream.status
@@ -363,6 +108,19 @@ class EngineClient:
         except BaseException:
             stream.close()
             raise
+        return stream
+
+    def early(self, event: StepTokens) -> None:
+        """Give the tokens of a step to their streams."""
+        for row in event.rows:
+            if (stream := self._early.get(row.key)) is not None:
+                stream.early(row.position, row.token_ids)
+
+    def _make_stream(self, key: str | None) -> Stream:
+        """Make the stream of a request; with its key, for tokens of the step channel."""
+        if key is None:
+            return Stream(self._tuning)
+        stream = self._early[key] = Stream(self._tuning, MergedTokens(), lambda: self._early.pop(key, None))
         return stream
 
     async def complete(
@@ -380,7 +138,7 @@ class EngineClient:
         try:
             reply = _decode_reply(data)
             return reply.choices[0], reply.kv_transfer_params
-        except (IndexError, *_MALFORMED) as error:
+        except (IndexError, *MALFORMED) as error:
             raise EngineLostError(f"the reply broke: {error!r}") from error
 
     def close(self) -> None:
@@ -398,5 +156,5 @@ def _message(text: str) -> str:
     try:
         error = msgspec.json.decode(text)["error"]
         return str(error["message"] if isinstance(error, dict) else error)
-    except (KeyError, *_MALFORMED):
+    except (KeyError, *MALFORMED):
         return text[:500]

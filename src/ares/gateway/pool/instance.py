@@ -9,12 +9,12 @@ from typing import Any, Literal
 import aiohttp
 import msgspec
 import zmq
-import zmq.asyncio
 
-from ares.gateway.pool.channel import Inbox, watched
+from ares.gateway.pool.channel import ControlSocket, watched
 from ares.gateway.pool.control_client import ControlClient
+from ares.gateway.pool.delta import EngineLostError, EngineRefusedError
 from ares.gateway.pool.discovery import Discovery, Served, Unusable, key_refused
-from ares.gateway.pool.generate import EngineClient, EngineLostError, EngineRefusedError
+from ares.gateway.pool.generate import EngineClient
 from ares.gateway.pool.health import Health, Status
 from ares.gateway.pool.state import InstanceState
 from ares.gateway.pool.subscription import Subscription
@@ -129,6 +129,7 @@ class Instance:
             messages.RoleResult: self.control.on_result,
             messages.KvReceived: self.control.on_kv_received,
             messages.Predicted: self.control.on_predicted,
+            messages.StepTokens: self._on_step_tokens,
             messages.KvEvents: self._on_kv_events,
         }
 
@@ -162,6 +163,12 @@ class Instance:
     def duplicate(self) -> bool:
         """Whether another URL leads to the same instance, and is used instead."""
         return self.health.status is Status.DUPLICATE
+
+    @property
+    def sends_step_tokens(self) -> bool:
+        """Whether tokens may come over its control channel: not unencrypted where its replies are encrypted."""
+        offered = self.state.hello is not None and self.state.hello.step_tokens
+        return offered and (self._control_key is not None or not self.engine.encrypted)
 
     async def leads_to(self, boot: str) -> bool:
         """Whether this URL leads to the instance with that boot id, and it reports."""
@@ -258,8 +265,8 @@ class Instance:
     async def _follow(self, description: messages.Description, on_hello: OnHello) -> None:
         """Subscribe and read until the connection is given up; then the URL is looked at anew."""
         socket, handshake = watched(description.control_address, self._control_key)
-        inbox = Inbox(socket)
-        self.control.attach(socket)
+        channel = ControlSocket(socket, self._take_tokens)
+        self.control.attach(channel)
         self._following = description.boot
         self.health.connected()
         self.subscription.begin()
@@ -270,7 +277,7 @@ class Instance:
                 if self._following != description.boot:
                     return
                 await self._follow_kv_events()
-                if (body := await inbox.next(self._tuning.reconnect_s)) is None:
+                if (body := await channel.next(self._tuning.reconnect_s)) is None:
                     if self.health.never_reported:
                         cause = handshake.failure(has_key=self._control_key is not None)
                         self._set_status(Status.NO_TELEMETRY, f"{description.control_address} {cause}")
@@ -292,6 +299,7 @@ class Instance:
             self.health.disconnected()
             self._following = ""
             handshake.close()
+            channel.close()
             socket.close()
 
     async def _restarted(self, description: messages.Description) -> bool:
@@ -312,9 +320,17 @@ class Instance:
 
     async def receive(self, body: bytes, on_hello: OnHello) -> None:
         """Take a message of the instance; `on_hello` as in `watch`."""
+        event, role = self._read(body), self.role
+        if event is not None:
+            await self._handlers[type(event)](event)
+        if isinstance(event, messages.Hello) or (self.role != role and self.state.hello is not None):
+            await on_hello(self)
+
+    def _read(self, body: bytes) -> messages.Event | None:
+        """Return the event of a message; None where it is lost, or malformed."""
         changed = self.intercept(self, body)
         if changed is None:
-            return
+            return None
         self.health.received()
         try:
             event = rpc.decode_event(changed)
@@ -322,12 +338,17 @@ class Instance:
             self._malformed += 1
             if self._malformed.bit_count() == 1:  # 1, 2, 4, 8 ... of them
                 logger.warning("%s: dropped %d malformed messages: %s", self.name, self._malformed, error)
-            return
-        greeting, role = isinstance(event, messages.Hello), self.role
-        self.subscription.received(greeting=greeting)
-        await self._handlers[type(event)](event)
-        if greeting or (self.role != role and self.state.hello is not None):
-            await on_hello(self)
+            return None
+        self.subscription.received(greeting=isinstance(event, messages.Hello))
+        return event
+
+    def _take_tokens(self, body: bytes) -> bool:
+        """Take the message if it has the tokens of a step: no task is woken for them."""
+        if not rpc.has_step_tokens(body):
+            return False
+        if isinstance(event := self._read(body), messages.StepTokens):
+            self.engine.early(event)
+        return True
 
     async def _on_telemetry(self, event: messages.Telemetry) -> None:
         now = self.health.reported(load=True)
@@ -335,6 +356,9 @@ class Instance:
         if event.role is not None:
             self.changes_by = now + event.role_left_s
             self._set_role(event.role, event.next_role)
+
+    async def _on_step_tokens(self, event: messages.StepTokens) -> None:
+        self.engine.early(event)
 
     async def change_role(self, role: messages.Role, deadline_s: float, timeout_s: float) -> messages.RoleResult:
         """Order a change of role, as `ControlClient.change_role`."""

@@ -167,6 +167,12 @@ def read_candidates(record: dict[str, Any], cluster: Cluster) -> Candidates:
     _check(made, ("tokens", "remaining_tokens", "rank", "waited_s", "suspended"), count)
     if made.excluded is not None and made.excluded.shape != (count, len(cluster.instances)):
         raise ValueError(f"excluded has shape {made.excluded.shape}")
+    cached = made.cached_tokens
+    if cached is not None and (
+        cached.shape != (count, len(cluster.instances))
+        or (cached.size and not 0 <= cached.min() <= cached.max() < MAXIMUM_TOKENS)
+    ):
+        raise ValueError("cached_tokens is out of range")
     return made
 
 

@@ -33,6 +33,11 @@ class Metrics:
             "ares_prompt_tokens_total", "Prompt tokens of accepted requests", registry=registry
         )
         self.output_tokens = Counter("ares_output_tokens_total", "Output tokens given to clients", registry=registry)
+        self.step_tokens = Counter(
+            "ares_output_step_tokens_total",
+            "Output tokens that came over the step channel, ahead of their instance's reply",
+            registry=registry,
+        )
         self.part_tokens = Counter(
             "ares_output_part_tokens_total",
             "Tokens of complete outputs by part, reasoning or answer, where a reasoning parser is on",

@@ -5,7 +5,8 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-from ares.gateway.pool.generate import Delta, EngineLostError, Stream
+from ares.gateway.pool.delta import Delta, EngineLostError
+from ares.gateway.pool.stream import Stream
 
 # Given new tokens; returns whether the output is complete (a stop string was found), or what is to be awaited for that:
 # a client that does not keep up, or tokens that take long.
@@ -28,6 +29,8 @@ class Output:
         Times of `time.monotonic`; 0 before the first token.
     longest_gap_s
         Longest time between two deliveries, for any reason.
+    step_tokens
+        How many of the tokens have come over a step channel; counted when a stream ends.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -36,6 +39,7 @@ class Output:
     first_token_at: float = 0.0
     last_token_at: float = 0.0
     longest_gap_s: float = 0.0
+    step_tokens: int = 0
 
     async def deliver(self, batch: list[Delta], emit: Emit) -> bool:
         """Give new tokens to the client; return whether the output is complete."""

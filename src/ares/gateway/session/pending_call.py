@@ -5,7 +5,7 @@ import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from ares.gateway.pool.generate import EngineLostError
+from ares.gateway.pool.delta import EngineLostError
 from ares.gateway.pool.instance import Instance
 from ares.gateway.tuning import DEFAULT
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ares.gateway.openai.sampling import Sampling
-from ares.gateway.pool.generate import Delta, EngineLostError, EngineRefusedError
+from ares.gateway.pool.delta import Delta, EngineLostError, EngineRefusedError
 from ares.gateway.pool.instance import Instance, NoInstanceError
 from ares.gateway.pool.likeness import Values
 from ares.gateway.pool.prompt_blocks import PromptBlocks
@@ -259,7 +259,7 @@ class Placement:
         pin = self.pinned_kv.take() if kv_transfer_params is not None else None
         span = call_span(self.span, "decode", instance, key, len(self.prompt) + len(emitted))
         try:
-            stream = await instance.engine.stream(body, span.headers)
+            stream = await instance.engine.stream(body, span.headers, step_tokens=instance.sends_step_tokens)
         except BaseException as error:
             span.end(error)
             self.pinned_kv.put_back(pin)

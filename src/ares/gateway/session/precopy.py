@@ -11,8 +11,9 @@ import time
 from typing import Literal, NamedTuple
 
 from ares.gateway.openai.sampling import precopy_request
-from ares.gateway.pool.generate import EngineLostError, EngineRefusedError, Stream
+from ares.gateway.pool.delta import EngineLostError, EngineRefusedError
 from ares.gateway.pool.instance import Instance
+from ares.gateway.pool.stream import Stream
 from ares.gateway.session.handover import HandoverError, MigrationRecord, NotMovableError
 from ares.gateway.session.pinned_kv import Pin
 from ares.gateway.session.session import Session

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from ares.gateway.pool.generate import Stream
 from ares.gateway.pool.instance import Instance
+from ares.gateway.pool.stream import Stream
 from ares.gateway.session.pinned_kv import Pin
 from ares.gateway.tracing.span import NO_SPAN, Span
 

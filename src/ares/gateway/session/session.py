@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from ares.gateway.openai.sampling import Sampling
-from ares.gateway.pool.generate import Delta, EngineLostError, EngineRefusedError
+from ares.gateway.pool.delta import Delta, EngineLostError, EngineRefusedError
 from ares.gateway.pool.instance import Instance
 from ares.gateway.session.fitness import unfit
 from ares.gateway.session.handover import Handover, HandoverError, HandoverState, MigrationRecord, NotMovableError
@@ -417,6 +417,7 @@ class Session:
             raise EngineLostError(str(error)) from error
         finally:
             self._streaming = False
+            self.output.step_tokens += segment.stream.early_tokens
             relay.close()
             segment.stream.close()
         return True

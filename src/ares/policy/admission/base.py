@@ -103,6 +103,9 @@ class Candidates:
     excluded
         Instances that may not take each request, shape (W, I): they have refused it, or cannot restore its state. None:
         no instance is excluded.
+    cached_tokens
+        Tokens of each, from the first on, that each instance has cached, shape (W, I). None: unknown, or of no
+        interest.
     """
 
     requests: Sequence[str]
@@ -113,6 +116,7 @@ class Candidates:
     suspended: BoolArray
     progress: Progress
     excluded: BoolArray | None = None
+    cached_tokens: IntArray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +163,11 @@ class Admission(Policy):
     def loop_settings(cls, settings: Any) -> LoopSettings | None:
         """Return the settings of the loop (loop.py) that `decide` consists of; None: it is not that loop."""
         return None
+
+    @classmethod
+    def sees_prefixes(cls, settings: Any) -> bool:
+        """Return whether it looks at `Candidates.cached_tokens` with these settings; otherwise there are none."""
+        return False
 
     @classmethod
     def preempts_largest(cls, settings: Any) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ares.policy.admission.base import Admission, AdmissionDecision, Candidates, Progress, register
 from ares.policy.admission.order import check_order, is_by_memory_time, memory_time
-from ares.policy.admission.settings import AdmissionSettings
+from ares.policy.admission.settings import MOST_CACHED_WEIGHT, AdmissionSettings
 from ares.policy.admission.state import (
     ADMITTED,
     DUE,
@@ -65,6 +65,7 @@ class ForecastSettings:
     headroom: float = _ADMISSION.headroom
     tpot_margin: float = _ADMISSION.tpot_margin
     age_share: float = _ADMISSION.age_share
+    cached_weight: float = _ADMISSION.cached_weight
     order: str = "shortest_memory_time"
     suspends: bool = False
     after_s: float = _SUSPENSION.after_s
@@ -78,7 +79,7 @@ class ForecastSettings:
 
     def __post_init__(self) -> None:
         check_order(self.order)
-        in_range(self, headroom=1.0, tpot_margin=1.0, age_share=1.0)
+        in_range(self, headroom=1.0, tpot_margin=1.0, age_share=1.0, cached_weight=MOST_CACHED_WEIGHT)
 
     @property
     def admission(self) -> AdmissionSettings:
@@ -125,6 +126,11 @@ class Forecast(Admission):
     def loop_settings(cls, settings: ForecastSettings) -> LoopSettings:
         """Return the settings as the loop reads them."""
         return make_loop_settings(settings.admission, settings.suspension)
+
+    @classmethod
+    def sees_prefixes(cls, settings: ForecastSettings) -> bool:
+        """Return whether cached tokens count."""
+        return bool(settings.cached_weight)
 
     @classmethod
     def preempts_largest(cls, settings: ForecastSettings) -> bool:
@@ -195,6 +201,7 @@ def make_loop_settings(admission: AdmissionSettings, suspension: SuspendSettings
         headroom=admission.headroom,
         tpot_margin=admission.tpot_margin,
         age_share=admission.age_share,
+        cached_weight=admission.cached_weight,
         suspends=float(suspension is not None),
         after_s=usual.after_s,
         least_slack_s=usual.least_slack_s,
@@ -219,6 +226,10 @@ def _requests(cluster: Cluster, candidates: Candidates, running: Progress) -> Re
     if candidates.excluded is not None:
         none = np.zeros((rows, candidates.excluded.shape[1]), np.bool_)
         excluded = np.concatenate([candidates.excluded, none]).astype(np.int64)
+    cached = np.zeros((0, 0), np.int64)
+    if candidates.cached_tokens is not None:
+        # Only candidates are looked at.
+        cached = np.ascontiguousarray(candidates.cached_tokens, np.int64)
 
     def both(first: IntArray | FloatArray, second: IntArray | FloatArray) -> FloatArray:
         return np.concatenate([first, second]).astype(np.float64)
@@ -238,6 +249,7 @@ def _requests(cluster: Cluster, candidates: Candidates, running: Progress) -> Re
         status=np.concatenate([state, np.full(rows, ADMITTED)]).astype(np.int64),
         movable=np.concatenate([np.zeros(waiting, np.int64), cluster.movable.astype(np.int64)]),
         excluded=excluded,
+        cached=cached,
     )
 
 

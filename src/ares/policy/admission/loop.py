@@ -203,7 +203,7 @@ def _goes_before(first: int, second: int, rank: I8, ttft_missed: I8, key: F8) ->
 
 
 @compiled
-def best_peak(expected: F8, memory: I8, closed: I8, mean: F8) -> int:
+def best_peak(expected: F8, memory: I8, closed: I8, lead: F8, mean: F8) -> int:
     """Return the open instance whose expected peak, with `mean` added, leaves the largest share free; or NONE.
 
     All have the shapes that `choose_instance` gives.
@@ -212,7 +212,7 @@ def best_peak(expected: F8, memory: I8, closed: I8, mean: F8) -> int:
     for instance in range(len(memory)):
         if closed[instance] != 0:
             continue
-        share = (expected[instance] + mean).max() / max(memory[instance], 1)
+        share = ((expected[instance] + mean).max() - lead[instance]) / max(memory[instance], 1)
         if share < best_share:
             best, best_share = instance, share
     return best
@@ -281,11 +281,16 @@ def _try_admit(context: Context, kind: int, request: int, why: int, count: int) 
     closed = instances.closed
     if len(requests.excluded) > 0:
         closed = closed | requests.excluded[request]
+    cached = requests.tokens[:0]
+    if len(requests.cached) > 0:
+        cached = requests.cached[request]
     instance = choose_instance(
         instances.expected,
         instances.variance,
         context.limit,
         closed,
+        cached,
+        settings.cached_weight,
         context.mean,
         context.variance,
         points,
@@ -322,6 +327,8 @@ def choose_instance(
     variance: F8,
     limit: I8,
     closed: I8,
+    cached: I8,
+    cached_weight: float,
     own_mean: F8,
     own_variance: F8,
     points: int,
@@ -336,6 +343,11 @@ def choose_instance(
         Forecast of every instance over the horizon, shape (I, K), tokens and tokens squared.
     limit, closed
         Tokens that each can hold, and 1 for instances that take no requests, shape (I,).
+    cached
+        Tokens of the request that each has cached, shape (I,), or (0,): none.
+    cached_weight
+        How many tokens fuller than another an instance may be for each of these: the bound against a herd, since what
+        enters fills the instance, and has no more cached than it has tokens.
     own_mean, own_variance
         The request's own forecast, shape (K,).
     points
@@ -346,12 +358,19 @@ def choose_instance(
         Share of the limit that stays free.
     """
     best, best_share, tight = NONE, 1.0 - headroom, 0
+    weighs = cached_weight > 0.0 and len(cached) > 0 and cached.max() > 0
     for instance in range(len(limit)):
         if closed[instance] != 0:
             continue
-        if expected[instance, 0] <= 0.0:
+        empty = expected[instance, 0] <= 0.0
+        if empty and not weighs:
             return instance  # an empty instance takes any request: waiting could not make more room
-        most = best_share * limit[instance]
+        lead = cached_weight * cached[instance] if weighs else 0.0
+        most = best_share * limit[instance] + lead
+        if empty and best == NONE:
+            most = np.inf
+        elif not empty:
+            most = min(most, (1.0 - headroom) * limit[instance])
         # Most instances are full, and at about the same point: it is checked first.
         spread = np.sqrt(max(variance[instance, tight] + own_variance[tight], 0.0))
         if expected[instance, tight] + own_mean[tight] + deviations * spread > most:
@@ -364,7 +383,7 @@ def choose_instance(
                 tight = point
                 break
         if peak <= most:
-            best, best_share = instance, peak / limit[instance]
+            best, best_share = instance, (peak - lead) / limit[instance]
     return best
 
 
@@ -486,12 +505,14 @@ def prepare() -> None:
     none, empty, matrix, ids = np.zeros(0), np.zeros(0, np.int64), np.zeros((0, 1)), np.zeros((0, 1), np.int64)
     instances = Instances(matrix, matrix, empty, empty, empty, none, none, none, ids, empty)
     times = (none, none, none, none, none, none, none)
-    requests = Requests(empty, matrix, empty, *times, empty, empty, empty, np.zeros((0, 0), np.int64))
+    requests = Requests(
+        empty, matrix, empty, *times, empty, empty, empty, np.zeros((0, 0), np.int64), np.zeros((0, 0), np.int64)
+    )
     horizon = Horizon(np.zeros(1), np.ones(1), 1)
-    settings = LoopSettings(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    settings = LoopSettings(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     decided, numbers = np.zeros((2, 4), np.int64), np.zeros((2, 3))
     admit(0.0, 0.0, instances, requests, Queue(empty, empty, empty), horizon, settings, decided, numbers)
     insert_in_order(np.zeros(1, np.int64), 0, 0, np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros(1))
-    best_peak(np.zeros((1, 1)), np.ones(1, np.int64), np.zeros(1, np.int64), np.zeros(1))
-    choose_instance(matrix, matrix, empty, empty, none, none, 0, 0.0, 0.0)
+    best_peak(np.zeros((1, 1)), np.ones(1, np.int64), np.zeros(1, np.int64), np.zeros(1), np.zeros(1))
+    choose_instance(matrix, matrix, empty, empty, empty, 0.0, none, none, 0, 0.0, 0.0)
     own_curve(0.0, np.zeros(1), np.ones(1), np.zeros(1), 1, np.zeros(1), np.zeros(1))

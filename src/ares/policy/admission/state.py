@@ -49,6 +49,8 @@ class Requests(NamedTuple):
         1 where a running request may be suspended, shape (N,); written.
     excluded
         1 for instances that may not take a request, shape (N, I), or (0, 0) where none is excluded.
+    cached
+        Tokens of each request, from the first on, that each instance has cached, shape (N, I), or (0, 0): none.
     """
 
     tokens: I8
@@ -65,6 +67,7 @@ class Requests(NamedTuple):
     status: I8
     movable: I8
     excluded: I8
+    cached: I8
 
 
 class Instances(NamedTuple):
@@ -141,6 +144,7 @@ class LoopSettings(NamedTuple):
     headroom: float
     tpot_margin: float
     age_share: float
+    cached_weight: float
     suspends: float
     after_s: float
     least_slack_s: float

@@ -1,22 +1,52 @@
-"""`forecast`: the open instance whose predicted peak of memory, the request included, leaves the largest share free."""
+"""`forecast`: the open instance whose predicted peak of memory, the request included, leaves the largest share free.
+
+What an instance has cached of the request counts as in admission.
+"""
+
+from dataclasses import dataclass
 
 import numpy as np
 
 from ares.policy.admission.forecast import GRID
+from ares.policy.admission.settings import MOST_CACHED_WEIGHT
 from ares.policy.cluster import Cluster, FloatArray
 from ares.policy.dispatch.base import SMALLEST_PEAK, Dispatch, register
 from ares.policy.forecast import forecast, quantile_weights
+from ares.policy.settings import in_range
+
+
+@dataclass(frozen=True, slots=True)
+class ForecastDispatchSettings:
+    """Settings.
+
+    Attributes
+    ----------
+    cached_weight
+        As in admission (policy/admission/settings.py).
+    """
+
+    cached_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        in_range(self, cached_weight=MOST_CACHED_WEIGHT)
 
 
 @register("forecast")
 class Forecast(Dispatch):
     """The smallest predicted peak, as a share of memory."""
 
+    Settings = ForecastDispatchSettings
+    settings: ForecastDispatchSettings
     rule = SMALLEST_PEAK
     quick = True
     sees_requests = True
     predicts = True
     needs_predictions = True
+
+    @classmethod
+    def sees_prefixes(cls, settings: ForecastDispatchSettings) -> bool:
+        """Return whether cached tokens count."""
+        return bool(settings.cached_weight)
 
     @classmethod
     def prepare(cls) -> None:
@@ -37,4 +67,7 @@ class Forecast(Dispatch):
         own_curve(float(tokens), left, weights, GRID.astype(np.float64), cluster.block_tokens, mean, variance)
         expected = forecast(cluster, GRID).allocated
         closed = (~cluster.open).astype(np.int64)
-        return int(best_peak(expected, cluster.capacity_tokens.astype(np.int64), closed, mean))
+        lead: FloatArray = np.zeros(len(closed))
+        if cluster.cached_tokens is not None:
+            lead += self.settings.cached_weight * cluster.cached_tokens
+        return int(best_peak(expected, cluster.capacity_tokens.astype(np.int64), closed, lead, mean))

@@ -1,0 +1,82 @@
+"""Tokens that come over two channels: each once and in order, whichever loses, repeats or reorders some."""
+
+import random
+
+import pytest
+
+from ares.gateway.pool.merged_tokens import DifferentTokensError, MergedTokens
+
+OUTPUT = list(range(100, 400))
+
+
+def flat(steps: list[list[int]]) -> list[int]:
+    return [token for step in steps for token in step]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_each_token_comes_once_and_in_order(seed: int) -> None:
+    generator = random.Random(seed)
+    merged, taken, streamed, generated = MergedTokens(), list[int](), 0, 0
+    late: list[tuple[int, list[int]]] = []
+    while streamed < len(OUTPUT):
+        step = min(generator.choice([1, 1, 1, 3]), len(OUTPUT) - generated)
+        if step:
+            late.append((generated, OUTPUT[generated : generated + step]))
+            generated += step
+        while late and generator.random() < 0.7:
+            message = late.pop(generator.choice([0, 0, 0, -1]))
+            for _ in range(generator.choice([0, 1, 1, 1, 2])):
+                merged.early(*message)
+        if generator.random() < 0.2:
+            until = generator.randint(streamed, generated)
+            merged.streamed(OUTPUT[streamed:until])
+            streamed = until
+        if generator.random() < 0.5:
+            taken += flat(merged.take())
+            assert taken == OUTPUT[: len(taken)]
+    taken += flat(merged.take())
+    assert taken == OUTPUT
+    assert not merged.waiting
+
+
+def test_early_tokens_keep_their_steps_and_others_come_one_by_one() -> None:
+    merged = MergedTokens()
+    merged.early(0, [5, 6])
+    merged.early(2, [7])
+    merged.streamed([5, 6, 7, 8, 9])
+    assert merged.take() == [[5, 6], [7], [8], [9]]
+
+
+def test_behind_a_gap_tokens_wait_for_the_stream_which_closes_it() -> None:
+    merged = MergedTokens()
+    merged.early(0, [5])
+    merged.early(2, [7])  # that of 6 is lost
+    merged.early(3, [8])
+    assert merged.take() == [[5]]
+    assert not merged.waiting
+    merged.streamed([5, 6])
+    assert merged.take() == [[6], [7], [8]]
+
+
+def test_an_early_message_that_overlaps_gives_only_what_is_new() -> None:
+    merged = MergedTokens()
+    merged.streamed([5, 6])
+    merged.early(1, [6, 7])
+    merged.early(0, [5, 6, 7])
+    assert flat(merged.take()) == [5, 6, 7]
+
+
+def test_other_tokens_than_those_given_are_an_error() -> None:
+    merged = MergedTokens()
+    merged.early(0, [5, 6])
+    with pytest.raises(DifferentTokensError):
+        merged.streamed([5, 7])
+
+
+def test_what_nobody_takes_is_bounded() -> None:
+    merged = MergedTokens()
+    for position in range(100_000):
+        merged.early(position, [position])
+    assert len(flat(merged.take())) < 2000
+    merged.streamed(list(range(100_000)))
+    assert flat(merged.take())[-1] == 99_999
