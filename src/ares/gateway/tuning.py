@@ -55,7 +55,7 @@ class Tuning:
     (`VLLM_HTTP_TIMEOUT_KEEP_ALIVE`)."""
     kept_connections: int = 64
     """Connections to an instance that are kept for other requests."""
-    chunk_tokens: int = 16
+    chunk_tokens: int = 32
     """Where an instance sends tokens after each step, its replies have them in chunks of so many (`stream_interval`):
     when a message of the step channel is lost, tokens come so much later. 1: no step channel."""
     unread_bytes: int = 1 << 18

@@ -205,11 +205,14 @@ async def test_tokens_of_the_step_channel_come_before_their_events_and_once() ->
     stream.early(0, [5])
     stream.early(1, [6])
     stream.early(2, [7])
+    assert taken == []
+    stream.wake()
     assert taken == [6, 7]
     feed(stream, event(6, 7, 8))
     assert taken == [6, 7, 8]
     stream.early(3, [8])
     stream.early(4, [9])
+    stream.wake()
     feed(stream, event(9, more=ENDED))
     assert await task == [Delta(token_ids=[], finish_reason="length", stop_reason="migrated")]
     assert taken == [6, 7, 8, 9]

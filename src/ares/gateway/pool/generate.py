@@ -63,6 +63,8 @@ class EngineClient:
         self._connections = Connections(self._host, self._port, self._tls, tuning)
         # Those that the step channel brings tokens for, by the key of their request.
         self._early: dict[str, Stream] = {}
+        # Those whose readers are to be woken.
+        self._to_wake: dict[Stream, None] = {}
 
     @property
     def encrypted(self) -> bool:
@@ -111,10 +113,22 @@ class EngineClient:
         return stream
 
     def early(self, event: StepTokens) -> None:
-        """Give the tokens of a step to their streams."""
+        """Give the tokens of a step to their streams.
+
+        Their readers are woken when the messages that wait have been read: a gateway that falls behind writes the
+        tokens of several steps at once, as it does with those of a reply.
+        """
+        if not self._to_wake:
+            asyncio.get_running_loop().call_soon(self._wake_readers)
         for row in event.rows:
             if (stream := self._early.get(row.key)) is not None:
                 stream.early(row.position, row.token_ids)
+                self._to_wake[stream] = None
+
+    def _wake_readers(self) -> None:
+        waiting, self._to_wake = self._to_wake, {}
+        for stream in waiting:
+            stream.wake()
 
     def _make_stream(self, key: str | None) -> Stream:
         """Make the stream of a request; with its key, for tokens of the step channel."""

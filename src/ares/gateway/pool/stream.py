@@ -142,10 +142,30 @@ class Stream(asyncio.Protocol):
                 return batch
 
     def early(self, position: int, token_ids: list[int]) -> None:
-        """Take tokens of the step channel: the instance had generated `position` tokens before them."""
+        """Take tokens of the step channel: the instance had generated `position` tokens before them.
+
+        The reader gets them when it is woken, or with what the reply brings.
+        """
         if self._merged is not None:
             self._merged.early(position, token_ids)
-            self._wake()
+
+    def wake(self) -> None:
+        """Give what has arrived to `take`, and wake the reader where there is more to do."""
+        arrival = self._arrival
+        if arrival is None or arrival.done():
+            return
+        left: list[Delta] = []
+        try:
+            if self._take is not None:
+                left = self._come()
+                if not left or self._take(left):
+                    if self._lost is None and not self._complete:
+                        return
+                    left = []
+        except Exception as error:  # of `take`, which is its reader's
+            arrival.set_exception(error)
+        else:
+            arrival.set_result(left)
 
     async def text(self) -> str:
         """Return the rest of the reply; EngineLostError where it is too large, or breaks off."""
@@ -231,24 +251,6 @@ class Stream(asyncio.Protocol):
             self._form = _Form.of(data, batch[0]) or self._form
         return batch
 
-    def _wake(self) -> None:
-        """Give what has arrived to `take`, and wake the reader where there is more to do."""
-        arrival = self._arrival
-        if arrival is None or arrival.done():
-            return
-        left: list[Delta] = []
-        try:
-            if self._take is not None:
-                left = self._come()
-                if not left or self._take(left):
-                    if self._lost is None and not self._complete:
-                        return
-                    left = []
-        except Exception as error:  # of `take`, which is its reader's
-            arrival.set_exception(error)
-        else:
-            arrival.set_result(left)
-
     # --- asyncio calls these ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -262,12 +264,12 @@ class Stream(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._lose(error)
             self._transport.close()
-        self._wake()
+        self.wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Record why the stream broke, if it had not ended."""
         self._lose(exc or ConnectionResetError("the connection was closed"))
-        self._wake()
+        self.wake()
         self._on_end()
         del self._parser  # it refers to this object: with it, both would wait for garbage collection
 
