@@ -75,7 +75,7 @@ async def test_what_fails_is_logged_without_its_prompt(
     caplog.set_level(logging.INFO)
 
     def quoting(status: int) -> Any:
-        async def call(_: Any, body: dict[str, Any], *_others: Any) -> None:
+        async def call(_: Any, body: dict[str, Any], *_others: Any, **__: Any) -> None:
             text = byte_tokenizer.decode(body["token_ids"])
             raise EngineRefusedError(status, f"cannot do {text!r}, which is {body['token_ids']}")
 
