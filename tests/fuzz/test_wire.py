@@ -58,6 +58,7 @@ EVENTS = [
     messages.CutResult(1, "key", "pinned", 3, [1, 2, 3], {"remote_num_tokens": 9}),
     messages.CopyResult(2, "pin", 16, {"remote_num_tokens": 9}),
     messages.LeaseResult(3, "gateway", True),
+    messages.StepTokens([messages.NewTokens("key", 7, [1, 2]), messages.NewTokens("other", 0, [3])]),
 ]
 _HEAD = msgspec.msgpack.encode({"type": "cut", "call": 1, "key": "k"})[1:]
 # A field that nobody knows, nested without end; and text that is not UTF-8.
@@ -297,7 +298,12 @@ async def fake() -> AsyncIterator[Any]:
         yield started[0]
 
 
-@pytest.mark.parametrize("body", [DEEP_EVENT, NOT_UTF8, b"", b"\xc1", rpc.encode(COMMANDS[0])], ids=range(5))
+# Of requests that nobody has, with a position that none can be at, and cut off.
+STEPS = (rpc.encode(EVENTS[-1]), rpc.encode(messages.StepTokens([messages.NewTokens("key", -1, [])])))
+UNHEARD = (DEEP_EVENT, NOT_UTF8, b"", b"\xc1", rpc.encode(COMMANDS[0]), *STEPS, STEPS[0][:-1])
+
+
+@pytest.mark.parametrize("body", UNHEARD, ids=range(len(UNHEARD)))
 async def test_a_gateway_listens_on(fake: Any, body: bytes) -> None:
     async with http_client() as http:
         pool = Pool([fake.url], http, 0.02)

@@ -28,6 +28,7 @@ EVENTS: list[messages.Event] = [
     messages.LeaseResult(7, "gateway", granted=False),
     messages.RoleResult(7, "decode", "prefill"),
     messages.KvEvents(7, 3, [b"batch", b""]),
+    messages.StepTokens([messages.NewTokens("gateway/nonce/1", 7, [1, 2])]),
 ]
 
 

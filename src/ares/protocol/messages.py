@@ -43,6 +43,8 @@ _ShortKey = Annotated[str, msgspec.Meta(max_length=1024)]
 _Version = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?$")]
 LARGEST_PART_BYTES = 1 << 20
 LARGEST_CHECKPOINT_BYTES = 64 << 20
+# Tokens of one request in a step; with drafts there are several.
+LARGEST_STEP_TOKENS = 1024
 _Forecast = Annotated[str, msgspec.Meta(max_length=4096)]
 _Part = Annotated[bytes, msgspec.Meta(max_length=LARGEST_PART_BYTES)]
 _CheckpointSize = Annotated[int, msgspec.Meta(ge=0, le=LARGEST_CHECKPOINT_BYTES)]
@@ -339,7 +341,7 @@ class NewTokens(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     key: str
     position: _Tokens
-    token_ids: list[_Tokens]
+    token_ids: Annotated[list[_Tokens], msgspec.Meta(max_length=LARGEST_STEP_TOKENS)]
 
 
 class StepTokens(msgspec.Struct, frozen=True, tag="step_tokens"):

@@ -73,8 +73,8 @@ class Scenario:
             chosen = with_settings(chosen, self.settings)
             if chosen.sees_prefixes and not self.prefix_caching:
                 raise ValueError(
-                    f"prefill {chosen.prefill} with dispatch {chosen.dispatch} looks at what is cached, which needs prefix "
-                    "caches: ares simulate --prefix-caching, with a trace that names blocks"
+                    f"prefill {chosen.prefill} with dispatch {chosen.dispatch} looks at what is cached, which needs "
+                    "prefix caches: ares simulate --prefix-caching, with a trace that names blocks"
                 )
             if chosen.copies_requests:
                 raise ValueError(
