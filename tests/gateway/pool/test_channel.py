@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
@@ -126,6 +127,18 @@ async def test_what_arrives_while_it_sends_is_received(ends: tuple[zmq.asyncio.S
         channel.send(b"answer")
         assert await channel.next(60) == b"%d" % number
         assert await sending.recv() == b"answer"
+
+
+async def test_what_arrives_while_it_looks_after_its_connection_is_received(
+    ends: tuple[zmq.asyncio.Socket, ControlSocket],
+) -> None:
+    sending, channel = ends
+    assert await channel.next(0.1) is None
+    for number in range(20):
+        await sending.send(b"%d" % number)
+        time.sleep(0.05)  # noqa: ASYNC251 - the loop is to stand still, so that the signal waits
+        assert channel.has_connection()
+        assert await channel.next(60) == b"%d" % number
 
 
 def test_a_connection_that_comes_about_while_it_is_closed_hangs_nothing() -> None:

@@ -91,6 +91,12 @@ class ControlSocket:
         # libzmq signals arrivals once, and may have read that signal while it sent.
         self._receive_soon()
 
+    def has_connection(self) -> bool:
+        """Whether it still has, or tries to make, its connection (`rpc.has_connection`)."""
+        found = rpc.has_connection(self._socket)
+        self._receive_soon()  # as in `send`: to ask libzmq may read a signal, too
+        return found
+
     async def next(self, timeout_s: float) -> bytes | None:
         """Return the next message; None where none came in so many seconds."""
         if not self._messages:

@@ -282,7 +282,7 @@ class Instance:
                         cause = handshake.failure(has_key=self._control_key is not None)
                         self._set_status(Status.NO_TELEMETRY, f"{description.control_address} {cause}")
                         return
-                    if not rpc.has_connection(socket):
+                    if not channel.has_connection():
                         return  # given up, after a message that was too large
                     continue
                 handshake.close()
