@@ -29,29 +29,29 @@ def sessions(*names: str) -> list[Any]:
     return [SimpleNamespace(id=name, placement=name) for name in names]
 
 
-TWO = [SimpleNamespace(name="decode-0"), SimpleNamespace(name="decode-1")]
+TWO: Any = [SimpleNamespace(name="decode-0"), SimpleNamespace(name="decode-1")]
 
 
 def test_what_was_found_is_known_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     lookups, known = Lookups(monkeypatch), CachedCandidates()
     waiting = sessions("a", "b")
-    assert known.of(waiting, TWO).tolist() == [[1, 1], [1, 1]]  # type: ignore[arg-type]
+    assert known.of(waiting, TWO).tolist() == [[1, 1], [1, 1]]
     lookups.now += 0.9
-    assert known.of(sessions("b", "c"), TWO).tolist() == [[1, 1], [1, 1]]  # type: ignore[arg-type]
+    assert known.of(sessions("b", "c"), TWO).tolist() == [[1, 1], [1, 1]]
     assert lookups.asked == ["a", "b", "c"]
     lookups.now += 0.2
-    assert known.of(waiting, TWO).tolist() == [[2, 2], [2, 2]], "a has been away, b is old"  # type: ignore[arg-type]
-    assert known.of(waiting, TWO[:1]).tolist() == [[3], [3]], "other instances"  # type: ignore[arg-type]
-    assert known.of([], TWO).shape == (0, 2)  # type: ignore[arg-type]
+    assert known.of(waiting, TWO).tolist() == [[2, 2], [2, 2]], "a has been away, b is old"
+    assert known.of(waiting, TWO[:1]).tolist() == [[3], [3]], "other instances"
+    assert known.of([], TWO).shape == (0, 2)
 
 
 def test_a_decision_spends_little_time_and_takes_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     lookups, known = Lookups(monkeypatch, takes_s=0.0015), CachedCandidates()
     waiting = sessions(*"abcde")
-    assert known.of(waiting, TWO)[:, 0].tolist() == [1, 1, 0, 0, 0]  # type: ignore[arg-type]
-    assert known.of(waiting, TWO)[:, 0].tolist() == [1, 1, 1, 1, 0]  # type: ignore[arg-type]
-    assert known.of(waiting, TWO)[:, 0].tolist() == [1] * 5  # type: ignore[arg-type]
+    assert known.of(waiting, TWO)[:, 0].tolist() == [1, 1, 0, 0, 0]
+    assert known.of(waiting, TWO)[:, 0].tolist() == [1, 1, 1, 1, 0]
+    assert known.of(waiting, TWO)[:, 0].tolist() == [1] * 5
     assert lookups.asked == list("abcde")
     lookups.now += 2.0
-    known.of(waiting, TWO)  # type: ignore[arg-type]
+    known.of(waiting, TWO)
     assert lookups.asked[5:] == ["a", "b"], "the oldest first"
