@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from ares.gateway.http.connection import Connection, Limits
 from ares.gateway.http.responses import DirectSend, EventStream, Write
+from tests.garbage import made_here
 from tests.gateway.fakes import free_port
 from tests.gateway.http.service import Server
 from tests.waiting import eventually
@@ -326,10 +327,8 @@ async def answer_to_half_closed(port: int, requests: bytes) -> bytes:
     return answer
 
 
-async def test_requests_leave_nothing_to_garbage_collection() -> None:
-    def running() -> list[RequestResponseCycle]:
-        return [found for found in gc.get_objects() if type(found) is RequestResponseCycle]
-
+async def test_requests_leave_nothing_to_garbage_collection(monkeypatch: pytest.MonkeyPatch) -> None:
+    running = made_here(RequestResponseCycle, monkeypatch)
     gc.collect()
     gc.disable()
     try:
@@ -337,10 +336,10 @@ async def test_requests_leave_nothing_to_garbage_collection() -> None:
             _, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(GET.replace(b"/ HTTP", b"/left HTTP") + b"\r\n")
             await eventually(lambda: b"/left" in app.written, 60)
-            assert running()
+            assert running
             writer.close()
-            await eventually(lambda: b"/left" in app.ended and not running(), 60)
+            await eventually(lambda: b"/left" in app.ended and not running, 60)
             assert await echoes(port, b"POST /echo HTTP/1.1\r\nHost: x\r\n" + WHOLE) == [b"POST hello world"]
-            await eventually(lambda: not running(), 60)
+            await eventually(lambda: not running, 60)
     finally:
         gc.enable()

@@ -16,6 +16,7 @@ from ares.gateway.pool.health import Status
 from ares.gateway.pool.stream import Stream
 from ares.gateway.tuning import DEFAULT
 from ares.protocol.messages import NewTokens, StepTokens
+from tests.garbage import made_here
 from tests.waiting import eventually
 
 PIECE = b"x" * (1 << 16)
@@ -141,10 +142,8 @@ async def test_a_description_without_end(endless: Endless) -> None:
 
 
 @pytest.mark.parametrize("step_tokens", [False, True])
-async def test_a_reply_leaves_nothing_to_garbage_collection(step_tokens: bool) -> None:
-    def alive() -> list[object]:
-        return [found for found in gc.get_objects() if type(found) in (Stream, Connection)]
-
+async def test_a_reply_leaves_nothing_to_garbage_collection(step_tokens: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    alive = [made_here(kind, monkeypatch) for kind in (Stream, Connection)]
     body = b'data: {"choices":[{"token_ids":[7],"finish_reason":"length"}]}\n\n'
     whole = b'{"choices":[{"token_ids":[7],"finish_reason":"length"}]}'
     gc.collect()
@@ -154,13 +153,15 @@ async def test_a_reply_leaves_nothing_to_garbage_collection(step_tokens: bool) -
             stream = await client.stream(BODY, step_tokens=step_tokens)
             client.early(StepTokens([NewTokens("request", 0, [7])]))
             assert [[delta.token_ids for delta in batch] async for batch in stream.batches()] == [[[7]]]
+            assert list(alive[0]) == [stream]
             stream.close()
             del stream
-            await eventually(lambda: not alive(), 60)
+            await eventually(lambda: not alive[0], 60)
         async with answering(200, len(whole), whole) as client:
             delta, _ = await client.complete(BODY)
             assert delta.token_ids == [7]
+            assert len(alive[1]) == 1
             client.close()
-            await eventually(lambda: not alive(), 60)
+            await eventually(lambda: not alive[1], 60)
     finally:
         gc.enable()
