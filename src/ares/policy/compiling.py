@@ -52,6 +52,21 @@ def compiled(function: Function) -> Function:
 
     A module that uses this decorator imports numba when it is imported: import it where it is needed.
     """
+    return _compile(function)
+
+
+def inlined(function: Function) -> Function:
+    """Compile a function into each that calls it.
+
+    For what has one caller, or is small: numba optimises every function that is not inlined together with all that it
+    calls, and all that those call, and does so again for each function above it. A chain of calls costs the square of
+    its length. Numba also passes a tuple of arrays field by field, and compiling functions that pass many to each other
+    takes four times as long as compiling one that contains them all.
+    """
+    return _compile(function, inline="always")
+
+
+def _compile(function: Function, **options: str) -> Function:
     try:
         import numba
     except ImportError:
@@ -60,21 +75,8 @@ def compiled(function: Function) -> Function:
     before = config.CACHE_DIR
     config.CACHE_DIR = cache_directory()
     try:
-        return cast(Function, numba.njit(cache=True)(function))
+        return cast(Function, numba.njit(cache=True, **options)(function))
     except RuntimeError:  # nowhere to keep compiled code: a read-only installation without a home
-        return cast(Function, numba.njit(function))
+        return cast(Function, numba.njit(**options)(function))
     finally:
         config.CACHE_DIR = before
-
-
-def inlined(function: Function) -> Function:
-    """Compile a function into each that calls it, in the same file.
-
-    Numba passes a tuple of arrays field by field, and compiling functions that pass many to each other takes four
-    times as long as compiling one that contains them all.
-    """
-    try:
-        import numba
-    except ImportError:
-        return function
-    return cast(Function, numba.njit(inline="always")(function))

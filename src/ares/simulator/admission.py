@@ -17,7 +17,7 @@ from ares.policy.admission.state import (
 )
 from ares.simulator.block_cache import cached_tokens, leave_prefill
 from ares.simulator.decisions import STALE_S, dispatch, enqueue, refresh, rows_at
-from ares.simulator.heaps import compiled
+from ares.simulator.heaps import compiled, inlined
 from ares.simulator.instance import record_suspension, schedule_step
 from ares.simulator.prediction import WEIGHTS, record_progress, set_queue_keys
 from ares.simulator.prefill import pinned_tokens, queue_for_prefill, start_prefill
@@ -42,7 +42,7 @@ admit = loop.admit
 insert_in_order = loop.insert_in_order
 
 
-@compiled
+@inlined
 def dispatch_or_wait(state: State, request: int, moment: float) -> None:
     """Dispatch a request that left prefill, or queue it for admission."""
     record_progress(state, request, state.generated[request])
@@ -54,17 +54,17 @@ def dispatch_or_wait(state: State, request: int, moment: float) -> None:
     if state.parameters.admission_mode == BY_PYTHON_POLICY:
         state.current.call_policy_at_s = moment
         return
-    admit_waiting(state, moment)
+    state.current.admission_due = 1
 
 
-@compiled
+@inlined
 def admit_after_step(state: State, instance: int, moment: float) -> None:
     """Admit requests after the start of a step of an instance, which may have made room."""
     if state.current.queue_size + state.current.suspended_count == 0:
         return
     if state.parameters.admission_mode == BY_COMPILED_LOOP:
         refresh(state, instance, moment)
-        admit_waiting(state, moment)
+        state.current.admission_due = 1
         return
     current = state.current
     changes = current.finished + current.migrations + current.preemptions + current.suspensions
@@ -73,7 +73,7 @@ def admit_after_step(state: State, instance: int, moment: float) -> None:
         state.current.call_policy_at_s = moment
 
 
-@compiled
+@inlined
 def wait_for_admission(state: State, request: int, moment: float) -> None:
     """Queue a request for admission; its KV stays at its prefill instance."""
     state.kv_since[request] = moment
@@ -176,7 +176,7 @@ def admit_waiting(state: State, moment: float) -> None:
             return
 
 
-@compiled
+@inlined
 def _move_late_requests_back(state: State, moment: float) -> None:
     """Move waiting requests that have just missed their TTFT behind all that have not."""
     if moment < state.current.next_ttft_miss_s:

@@ -9,7 +9,7 @@ Caches 0 to D - 1 are those of the decode instances, the others those of the pre
 (open addressing, linear probing) over slots; unused slots form a list from the newest to the oldest.
 """
 
-from ares.simulator.heaps import compiled
+from ares.simulator.heaps import compiled, inlined
 from ares.simulator.state import NONE, State
 
 _EMPTY = -1
@@ -34,7 +34,7 @@ def _find(state: State, cache: int, name: int) -> int:
     return NONE
 
 
-@compiled
+@inlined
 def _forget(state: State, cache: int, slot: int) -> None:
     """Take a block out of the table, and give its slot back."""
     table = state.cache_table[cache]
@@ -185,7 +185,7 @@ def leave_decode(state: State, request: int, instance: int) -> None:
     state.free[instance] -= shared * (state.parameters.cached_block_tokens // state.parameters.block_size)
 
 
-@compiled
+@inlined
 def enter_prefill(state: State, request: int, prefill: int) -> int:
     """Use all blocks of a prompt that a prefill instance computes; return the tokens that are cached there.
 

@@ -16,7 +16,7 @@ from ares.policy.dispatch.round_robin import round_robin_choice as _round_robin_
 from ares.policy.forecast import intervals
 from ares.policy.forecast import survival_variance_steps as _survival_variance_steps
 from ares.simulator.blocks import blocks_taken
-from ares.simulator.heaps import compiled
+from ares.simulator.heaps import compiled, inlined
 from ares.simulator.instance import schedule_step
 from ares.simulator.prediction import WEIGHTS, record_progress
 from ares.simulator.queues import push_back
@@ -90,7 +90,7 @@ def kv_shares(state: State, moment: float, shares: NDArray[np.float64]) -> None:
         shares[instance] = 1.0 - free_blocks(state, instance, moment) / state.total_blocks[instance]
 
 
-@compiled
+@inlined
 def dispatch(state: State, request: int, moment: float) -> None:
     """Dispatch at once to an instance's waiting queue, or wait for the policy to be called (python_policies.py)."""
     rule = state.parameters.dispatch_rule
@@ -110,7 +110,7 @@ def dispatch(state: State, request: int, moment: float) -> None:
     enqueue(state, request, chosen, moment)
 
 
-@compiled
+@inlined
 def _smallest_peak(state: State, request: int, moment: float) -> int:
     """Return the instance whose predicted peak leaves the largest share free, and add the request to its forecast."""
     for instance in range(len(state.time)):

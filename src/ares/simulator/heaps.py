@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 import ares.simulator.numba_state  # noqa: F401 - registers State with numba
-from ares.policy.compiling import compiled
+from ares.policy.compiling import compiled, inlined
 
-__all__ = ["compiled", "heap_pop", "heap_push", "tree_first", "tree_set"]
+__all__ = ["compiled", "heap_pop", "heap_push", "inlined", "tree_first", "tree_set"]
 
 
-@compiled
+@inlined
 def heap_push(keys: NDArray[np.float64], items: NDArray[np.int64], size: int, key: float, item: int) -> int:
     """Push onto a binary heap ordered by (key, item); return the new size."""
     at = size
@@ -27,7 +27,7 @@ def heap_push(keys: NDArray[np.float64], items: NDArray[np.int64], size: int, ke
     return size + 1
 
 
-@compiled
+@inlined
 def heap_pop(keys: NDArray[np.float64], items: NDArray[np.int64], size: int) -> int:
     """Remove the first entry of a binary heap (read it before this call); return the new size."""
     size -= 1
@@ -60,7 +60,7 @@ def tree_set(tree: NDArray[np.float64], leaf: int, time: float) -> None:
         at //= 2
 
 
-@compiled
+@inlined
 def tree_first(tree: NDArray[np.float64]) -> int:
     """Return the leaf with the earliest time, the lowest index among equals."""
     half = len(tree) // 2

@@ -21,7 +21,7 @@ from ares.simulator.blocks import (
     tokens_at,
     unallocated_tokens,
 )
-from ares.simulator.heaps import compiled, tree_set
+from ares.simulator.heaps import compiled, inlined, tree_set
 from ares.simulator.prediction import record_progress
 from ares.simulator.preemption import allocate_step_blocks, choose_victim, preempt
 from ares.simulator.queues import record_finish, schedule_event, start_pull, take_first
@@ -54,7 +54,7 @@ def advance_to(state: State, instance: int, moment: float) -> None:
     state.planned[instance] -= done
 
 
-@compiled
+@inlined
 def replan(state: State, instance: int) -> None:
     """Plan fewer steps where the free blocks of an instance run out earlier than planned; call `advance_to` first."""
     if state.planned[instance] > 1:
@@ -91,7 +91,7 @@ def release_reservation(state: State, request: int, moment: float) -> None:
     schedule_step(state, target, moment)
 
 
-@compiled
+@inlined
 def start_step(state: State, instance: int, moment: float) -> None:
     """Start the next step: what vLLM's scheduler does between two forward passes."""
     planned = state.planned[instance]
@@ -116,7 +116,7 @@ def start_step(state: State, instance: int, moment: float) -> None:
     _plan(state, instance, moment, joined, prompt_time, retry)
 
 
-@compiled
+@inlined
 def _finish_done(state: State, instance: int, moment: float) -> None:
     step = state.step[instance]
     at = state.batch[instance] - 1
@@ -127,7 +127,7 @@ def _finish_done(state: State, instance: int, moment: float) -> None:
         at -= 1
 
 
-@compiled
+@inlined
 def _hand_over_or_suspend(state: State, instance: int, moment: float) -> None:
     """Start the hand-over of requests whose KV is copied, and suspend those that are to be suspended."""
     for index in range(state.leaving_count[instance]):
@@ -146,7 +146,7 @@ def _hand_over_or_suspend(state: State, instance: int, moment: float) -> None:
     state.leaving_count[instance] = 0
 
 
-@compiled
+@inlined
 def _suspend(state: State, instance: int, request: int, moment: float) -> None:
     state.leaving[request] = NOT_LEAVING
     leave_slot(state, instance, state.slot[request])
@@ -165,7 +165,7 @@ def record_suspension(state: State, request: int, moment: float) -> None:
     state.current.suspended_count += 1
 
 
-@compiled
+@inlined
 def _promote_prefilled(state: State, instance: int, moment: float) -> None:
     """Start to decode requests whose last prompt chunk has run, which produced a token."""
     kept = 0
@@ -194,7 +194,7 @@ def _promote_prefilled(state: State, instance: int, moment: float) -> None:
     state.prefilling[instance] = kept
 
 
-@compiled
+@inlined
 def _join_ready(state: State, instance: int) -> int:
     """Add the requests whose KV has arrived to the batch; return how many."""
     count = state.ready_count[instance]
@@ -213,13 +213,13 @@ def _join_ready(state: State, instance: int) -> int:
     return int(count)
 
 
-@compiled
+@inlined
 def _chunk_time(state: State, instance: int, start: int, chunk: int) -> float:
     model = state.step_model[instance]
     return float(model[PER_PREFILL_S] * chunk + model[PER_PREFILL_CONTEXT_S] * chunk * (start + chunk / 2.0))
 
 
-@compiled
+@inlined
 def _continue_prompts(state: State, instance: int, budget: int) -> tuple[int, float]:
     """Compute the next chunk of each prompt in progress; return the budget left and the time of the chunks."""
     size = state.parameters.block_size
@@ -256,7 +256,7 @@ def _continue_prompts(state: State, instance: int, budget: int) -> tuple[int, fl
     return budget, time
 
 
-@compiled
+@inlined
 def _start_waiting(state: State, instance: int, moment: float, budget: int) -> float:
     """Start waiting requests in order while slots, blocks and token budget last; return the seconds of new chunks.
 
@@ -304,7 +304,7 @@ def _start_waiting(state: State, instance: int, moment: float, budget: int) -> f
     return time
 
 
-@compiled
+@inlined
 def _plan(state: State, instance: int, moment: float, joined: bool, prompt_time: float, retry: bool) -> None:
     """Plan the steps until one needs the scheduler again, and record the first tokens of this one."""
     batch = state.batch[instance]

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from ares.simulator.admission import admit_after_step, deliver_first_token, dispatch_or_wait
+from ares.simulator.admission import admit_after_step, admit_waiting, deliver_first_token, dispatch_or_wait
 from ares.simulator.block_cache import leave_decode, leave_prefill
 from ares.simulator.decisions import dispatch_again, enqueue
-from ares.simulator.heaps import compiled, heap_pop, tree_first, tree_set
+from ares.simulator.heaps import compiled, inlined, heap_pop, tree_first, tree_set
 from ares.simulator.instance import schedule_step, start_step
 from ares.simulator.moves import finish_copy, finish_handover
 from ares.simulator.prefill import pinned_tokens, queue_for_prefill, start_prefill
@@ -19,7 +19,7 @@ from ares.simulator.state import (
 )
 
 
-@compiled
+@inlined
 def arrive(state: State, request: int, moment: float) -> None:
     """Send a new request to prefill, or to decode where there is no prefill instance."""
     if len(state.prefill_backlog) == 0:
@@ -28,7 +28,7 @@ def arrive(state: State, request: int, moment: float) -> None:
         queue_for_prefill(state, request, moment)
 
 
-@compiled
+@inlined
 def finish_prefill(state: State, prefill: int, moment: float) -> None:
     """Dispatch a prefilled request, or let it wait for admission; its KV stays pinned until it has been pulled."""
     request = state.prefill_current[prefill]
@@ -46,7 +46,7 @@ def finish_prefill(state: State, prefill: int, moment: float) -> None:
     start_prefill(state, prefill, moment)
 
 
-@compiled
+@inlined
 def finish_pull(state: State, request: int, moment: float) -> None:
     """Let a request whose KV has arrived join the next step; its prefill instance frees the KV."""
     instance, prefill = state.decode_instance[request], state.prefill_instance[request]
@@ -110,3 +110,6 @@ def handle_events(state: State, moment: float) -> bool:
                 start_step(state, leaf, now)
                 if state.parameters.admission_mode != IMMEDIATE:
                     admit_after_step(state, leaf, now)
+        if state.current.admission_due != 0:
+            state.current.admission_due = 0
+            admit_waiting(state, now)

@@ -9,7 +9,7 @@ from ares.simulator.admission import begin_suspension
 from ares.simulator.block_cache import cached_tokens, enter_decode
 from ares.simulator.blocks import blocks_for, tokens_at
 from ares.simulator.decisions import dispatch_again
-from ares.simulator.heaps import compiled
+from ares.simulator.heaps import compiled, inlined
 from ares.simulator.instance import advance_to, release_reservation, replan, schedule_step
 from ares.simulator.queues import schedule_event, transfer_end
 from ares.simulator.state import (
@@ -96,7 +96,7 @@ def begin_move(state: State, request: int, target: int, moment: float) -> bool:
     return True
 
 
-@compiled
+@inlined
 def finish_copy(state: State, request: int, moment: float) -> None:
     """Stop the request at the source's next step, or free the reservation where it has ended or lost its KV (I5)."""
     if state.leaving[request] == MIGRATING and state.status[request] == DECODING:
@@ -108,7 +108,7 @@ def finish_copy(state: State, request: int, moment: float) -> None:
         release_reservation(state, request, moment)
 
 
-@compiled
+@inlined
 def finish_handover(state: State, request: int, moment: float) -> None:
     """Let the request join the target at its next step."""
     target = state.target[request]

@@ -10,7 +10,7 @@ from ares.policy.admission import loop
 from ares.policy.admission.order import memory_time as _memory_time
 from ares.policy.forecast import quantile_weights
 from ares.policy.length_curves import ALL, ENDED_TO_RUNNING, Lengths
-from ares.simulator.heaps import compiled
+from ares.simulator.heaps import compiled, inlined
 from ares.simulator.state import NONE, State
 
 LEVELS = (0.1, 0.5, 0.9)
@@ -55,7 +55,7 @@ def _ended(state: State) -> int:
     return int(state.parameters.ended_before + state.current.finished)
 
 
-@compiled
+@inlined
 def _expect_by_cells(state: State, chain: int, generated: int, quantiles: NDArray[np.float64]) -> None:
     """Write what length curves expect of a request with this chain of cells."""
     ended = _ended(state)
@@ -75,7 +75,7 @@ def _expect_by_cells(state: State, chain: int, generated: int, quantiles: NDArra
     expect_by_curve(state.chain_longer[chain], generated, LEVELS, quantiles)
 
 
-@compiled
+@inlined
 def predict(state: State, request: int, generated: int, quantiles: NDArray[np.float64]) -> None:
     """Write the predictor's quantiles of the remaining tokens, shape (3,).
 
@@ -133,7 +133,7 @@ def set_queue_keys(state: State, request: int) -> None:
         state.queue_key[request] = state.arrival[request]
 
 
-@compiled
+@inlined
 def record_length(state: State, request: int) -> None:
     """Add the length of an output that ends now to the history, before it is counted as finished."""
     if state.parameters.residual_life:
@@ -146,7 +146,7 @@ def record_length(state: State, request: int) -> None:
                 add_length(lengths, cell, state.output[request], False)
 
 
-@compiled
+@inlined
 def refresh_predictions(state: State) -> None:
     """Update the predicted lengths of requests outside decode, as a gateway does when an output has ended.
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from ares.simulator.block_cache import leave_decode
 from ares.simulator.blocks import leave_slot, unallocated_tokens
-from ares.simulator.heaps import compiled
+from ares.simulator.heaps import compiled, inlined
 from ares.simulator.queues import push_front
 from ares.simulator.state import (
     NONE,
@@ -60,7 +60,7 @@ def preempt(state: State, instance: int, at: int) -> int:
     return int(request)
 
 
-@compiled
+@inlined
 def allocate_step_blocks(state: State, instance: int) -> bool:
     """Allocate the blocks that decoding requests need in this step, preempting while too few are free.
 

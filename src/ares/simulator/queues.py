@@ -4,7 +4,7 @@ A transfer takes latency + bytes / bandwidth and holds the sender's outgoing and
 it runs; transfers over one link follow each other in the order in which they were requested.
 """
 
-from ares.simulator.heaps import compiled, heap_push
+from ares.simulator.heaps import compiled, inlined, heap_push
 from ares.simulator.prediction import record_length, refresh_predictions
 from ares.simulator.state import (
     FINISHED,
@@ -24,7 +24,7 @@ def schedule_event(state: State, moment: float, request: int, kind: int) -> None
     state.current.heap_size = heap_push(state.heap_keys, state.heap_items, size, moment, request * KINDS + kind)
 
 
-@compiled
+@inlined
 def push_back(state: State, instance: int, request: int) -> None:
     """Append a request to the waiting queue of an instance."""
     state.next_request[request] = NONE
@@ -37,7 +37,7 @@ def push_back(state: State, instance: int, request: int) -> None:
     state.unallocated_tokens[instance] += state.prompt[request] + state.generated[request]
 
 
-@compiled
+@inlined
 def push_front(state: State, instance: int, request: int) -> None:
     """Put a preempted request at the front of the waiting queue of an instance."""
     state.next_request[request] = state.head[instance]
@@ -61,7 +61,7 @@ def take_first(state: State, instance: int) -> int:
     return int(request)
 
 
-@compiled
+@inlined
 def remove_waiting(state: State, instance: int, request: int) -> None:
     """Remove a request from the waiting queue of its instance."""
     before, at = NONE, state.head[instance]
@@ -85,7 +85,7 @@ def transfer_end(state: State, sender_free: float, receiver_free: float, tokens:
     return float(start + tokens * state.parameters.kv_bytes_per_token / state.parameters.bandwidth_bytes_s)
 
 
-@compiled
+@inlined
 def start_pull(state: State, instance: int, request: int, cached: int, moment: float) -> None:
     """Pull the KV of a prefilled request, but for the tokens that are cached; its blocks are allocated already."""
     prefill = state.prefill_instance[request]

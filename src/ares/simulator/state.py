@@ -99,6 +99,7 @@ CURRENT = np.dtype(
         ("prefill_cached_tokens", np.int64),  # tokens that prefill found cached, and did not compute
         ("pull_cached_tokens", np.int64),  # tokens that decode found cached, and did not pull
         ("pull_tokens", np.int64),  # tokens of the requests whose KV was pulled, cached ones included
+        ("admission_due", np.int64),  # 1 where an event has made room or has added a request that waits
         ("call_policy_at_s", np.float64),  # when a policy in Python is to be called (python_policies.py), or infinite
     ],
     align=True,
