@@ -75,8 +75,8 @@ def _compile(function: Function, **options: str) -> Function:
     before = config.CACHE_DIR
     config.CACHE_DIR = cache_directory()
     try:
-        return cast(Function, numba.njit(cache=True, **options)(function))
+        return cast(Function, numba.njit(cache=True, no_cfunc_wrapper=True, **options)(function))
     except RuntimeError:  # nowhere to keep compiled code: a read-only installation without a home
-        return cast(Function, numba.njit(**options)(function))
+        return cast(Function, numba.njit(no_cfunc_wrapper=True, **options)(function))
     finally:
         config.CACHE_DIR = before

@@ -53,7 +53,7 @@ def forecast_rows(
         Results, shape (I, K): `allocated` is `expected` in whole blocks.
     """
     points = len(steps)
-    order = _by_instance(location)
+    order = _by_instance(location, len(promised))
     # Sums of 1, n and n^2 by (quantile, first grid point past it), and room to add up those of one quantile.
     cells = np.empty((len(weights), points + 1, 3))
     sums = np.empty((6, points))
@@ -77,13 +77,27 @@ def forecast_rows(
                 allocated[instance, point] += unused[to_block_end[point]] * (total[point] / rows)
 
 
-@compiled
-def _by_instance(location: I8) -> I8:
-    """Return the rows sorted by instance, so that its sums stay in the cache; empty where they are sorted already."""
+@inlined
+def _by_instance(location: I8, instances: int) -> I8:
+    """Return the rows sorted by instance, so that its sums stay in the cache; empty where they are sorted already.
+
+    A counting sort: numba's `argsort` takes seconds to compile.
+    """
+    is_sorted = True
     for row in range(1, len(location)):
-        if location[row] < location[row - 1]:
-            return np.argsort(location)
-    return np.empty(0, np.int64)
+        is_sorted = is_sorted and location[row - 1] <= location[row]
+    order = np.empty(0 if is_sorted else len(location), np.int64)
+    if is_sorted:
+        return order
+    following = np.zeros(instances + 1, np.int64)  # place of the next row of each instance
+    for row in range(len(location)):
+        following[location[row] + 1] += 1
+    for instance in range(instances):
+        following[instance + 1] += following[instance]
+    for row in range(len(location)):
+        order[following[location[row]]] = row
+        following[location[row]] += 1
+    return order
 
 
 @inlined

@@ -16,7 +16,7 @@ from ares.policy.admission.state import (
     Requests,
 )
 from ares.simulator.block_cache import cached_tokens, leave_prefill
-from ares.simulator.decisions import STALE_S, dispatch, enqueue, refresh, rows_at
+from ares.simulator.decisions import dispatch, enqueue, refresh_stale, rows_at
 from ares.simulator.heaps import compiled, inlined
 from ares.simulator.instance import record_suspension, schedule_step
 from ares.simulator.prediction import WEIGHTS, record_progress, set_queue_keys
@@ -63,7 +63,7 @@ def admit_after_step(state: State, instance: int, moment: float) -> None:
     if state.current.queue_size + state.current.suspended_count == 0:
         return
     if state.parameters.admission_mode == BY_COMPILED_LOOP:
-        refresh(state, instance, moment)
+        state.forecast_time[instance] = -np.inf
         state.current.admission_due = 1
         return
     current = state.current
@@ -87,21 +87,27 @@ def wait_for_admission(state: State, request: int, moment: float) -> None:
     state.current.next_ttft_miss_s = min(state.current.next_ttft_miss_s, state.arrival[request] + state.ttft[request])
 
 
-@compiled
 def refresh_and_admit(state: State, moment: float) -> None:
     """Forecast every instance again and admit what fits."""
+    # Not compiled: the compiler would go through all of `admit_waiting` once more.
     if (
         state.parameters.admission_mode == BY_COMPILED_LOOP
         and state.current.queue_size + state.current.suspended_count > 0
     ):
-        for instance in range(len(state.time)):
-            refresh(state, instance, moment)
-        for index in range(min(state.current.queue_size, _LOOKED_UP)):
-            look_up_cached(state, state.order[index])
+        state.forecast_time[:] = -np.inf
+        if len(state.cached_at) > 0:
+            _look_up_next(state)
         admit_waiting(state, moment)
 
 
 @compiled
+def _look_up_next(state: State) -> None:
+    """Look up what decode instances have cached of the next waiting requests."""
+    for index in range(min(state.current.queue_size, _LOOKED_UP)):
+        look_up_cached(state, state.order[index])
+
+
+@inlined
 def look_up_cached(state: State, request: int) -> None:
     """Look up what decode instances have cached of a request, where admission weighs it."""
     if len(state.cached_at) > 0:
@@ -112,9 +118,7 @@ def look_up_cached(state: State, request: int) -> None:
 @compiled
 def admit_waiting(state: State, moment: float) -> None:
     """Admit requests to decode until the next one fits nowhere."""
-    for instance in range(len(state.time)):
-        if moment - state.forecast_time[instance] > STALE_S:
-            refresh(state, instance, moment)
+    refresh_stale(state, moment)
     if state.admission_settings.suspends > 0.0:
         _move_late_requests_back(state, moment)
     horizon = Horizon(state.grid, WEIGHTS, state.parameters.block_size)
@@ -200,7 +204,7 @@ def _move_late_requests_back(state: State, moment: float) -> None:
     state.current.next_ttft_miss_s = following
 
 
-@compiled
+@inlined
 def _remove_admitted(state: State) -> None:
     """Remove admitted requests from the queue."""
     kept = 0
@@ -223,7 +227,7 @@ def _remove_admitted(state: State) -> None:
     state.current.suspended_count = kept
 
 
-@compiled
+@inlined
 def _carry_out(state: State, kind: int, request: int, instance: int, moment: float) -> None:
     """Carry out one decision of either kind of policy: `kind` as in policy/admission/state.py."""
     if kind == ADMIT and len(state.prefill_free) > 0 and state.prefill_instance[request] == NONE:  # its KV is gone
@@ -297,7 +301,7 @@ def free_expired_kv(state: State, moment: float) -> None:
             start_prefill(state, prefill, moment)
 
 
-@compiled
+@inlined
 def deliver_first_token(state: State, request: int, moment: float) -> None:
     """Deliver the prefill's token to the client, where it comes from prefill and the client has none yet."""
     if state.parameters.first_at_prefill and np.isnan(state.first_token[request]):

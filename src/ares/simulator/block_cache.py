@@ -16,7 +16,7 @@ _EMPTY = -1
 _SPREAD = 0x9E3779B97F4A7C1  # odd, near 2 ** 60 times the golden ratio: consecutive names are far apart
 
 
-@compiled
+@inlined
 def _home(name: int, width: int) -> int:
     """Return the first entry of the table where a name may stand; `width` is a power of two."""
     return int(((name * _SPREAD) >> 20) & (width - 1))
@@ -55,7 +55,7 @@ def _forget(state: State, cache: int, slot: int) -> None:
     state.cache_spare[cache] = slot
 
 
-@compiled
+@inlined
 def _unlink(state: State, cache: int, slot: int) -> None:
     """Take a slot out of the list of the unused."""
     newer, older = state.cache_newer[cache, slot], state.cache_older[cache, slot]

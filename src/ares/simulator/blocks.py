@@ -9,31 +9,31 @@ blocks of any number of steps.
 import numpy as np
 
 from ares.simulator.block_cache import leave_decode
-from ares.simulator.heaps import compiled
+from ares.simulator.heaps import compiled, inlined
 from ares.simulator.state import NONE, State
 
 
-@compiled
+@inlined
 def blocks_for(state: State, tokens: int) -> int:
     """Return the blocks that `tokens` tokens need."""
     size = state.parameters.block_size
     return int((tokens + size - 1) // size)
 
 
-@compiled
+@inlined
 def unallocated_tokens(state: State, request: int) -> int:
     """Return the tokens of a request that is not in a slot, less those of the blocks that it holds already."""
     tokens = state.prompt[request] + state.generated[request]
     return int(tokens - state.blocks[request] * state.parameters.block_size)
 
 
-@compiled
+@inlined
 def phase_of(state: State, request: int, finish: int) -> int:
     """Return the phase of a decoding request: the steps at which it takes a new block, modulo the block size."""
     return int((1 - state.prompt[request] - state.output[request] + finish) % state.parameters.block_size)
 
 
-@compiled
+@inlined
 def tokens_at(state: State, request: int, finish: int, step: int) -> int:
     """Return the tokens that a decoding request attends to in a step."""
     return int(state.prompt[request] + state.output[request] - (finish - step))
@@ -66,7 +66,7 @@ def steps_until_full(state: State, instance: int) -> int:
     return int((cycles + 1) * size)
 
 
-@compiled
+@inlined
 def enter_slot(state: State, instance: int, request: int, finish: int) -> None:
     """Add a request to the decoding batch of an instance; its blocks are allocated already."""
     at = state.batch[instance]
@@ -78,7 +78,7 @@ def enter_slot(state: State, instance: int, request: int, finish: int) -> None:
     state.phase[instance, phase_of(state, request, finish)] += 1
 
 
-@compiled
+@inlined
 def record_token(state: State, request: int, moment: float) -> None:
     """Record that the stream of a request continues, and how long it was interrupted."""
     if not np.isnan(state.paused_since[request]):

@@ -40,7 +40,7 @@ least_loaded_choice = compiled(_least_loaded_choice)
 round_robin_choice = compiled(_round_robin_choice)
 
 
-@compiled
+@inlined
 def free_blocks(state: State, instance: int, moment: float) -> int:
     """Return the free blocks of an instance in the step that runs at `moment`."""
     free = state.free[instance]
@@ -49,7 +49,7 @@ def free_blocks(state: State, instance: int, moment: float) -> int:
     return int(free)
 
 
-@compiled
+@inlined
 def used_tokens(state: State, instance: int, moment: float) -> int:
     """Return the KV tokens of an instance that are in use, reserved, or needed by requests in its waiting queue."""
     used = (state.total_blocks[instance] - free_blocks(state, instance, moment)) * state.parameters.block_size
@@ -113,9 +113,7 @@ def dispatch(state: State, request: int, moment: float) -> None:
 @inlined
 def _smallest_peak(state: State, request: int, moment: float) -> int:
     """Return the instance whose predicted peak leaves the largest share free, and add the request to its forecast."""
-    for instance in range(len(state.time)):
-        if moment - state.forecast_time[instance] > STALE_S:
-            refresh(state, instance, moment)
+    refresh_stale(state, moment)
     mean, variance = np.zeros(len(state.grid)), np.zeros(len(state.grid))
     size, tokens = state.parameters.block_size, float(state.prompt[request] + state.generated[request])
     own_curve(tokens, state.observed_remaining[request], WEIGHTS, state.grid, size, mean, variance)
@@ -143,7 +141,7 @@ def dispatch_again(state: State, request: int, moment: float) -> None:
     enqueue(state, request, least_loaded(state, tokens, moment), moment)
 
 
-@compiled
+@inlined
 def rows_at(state: State, instance: int) -> int:
     """Return how many requests run at an instance, wait in its queue, or have their KV pulled to it."""
     coming = state.prefilling[instance] + state.ready_count[instance] + state.arriving_count[instance]
@@ -151,6 +149,14 @@ def rows_at(state: State, instance: int) -> int:
 
 
 @compiled
+def refresh_stale(state: State, moment: float) -> None:
+    """Forecast the instances again whose forecast is too old, or older than a change (-inf)."""
+    for instance in range(len(state.time)):
+        if moment - state.forecast_time[instance] > STALE_S:
+            refresh(state, instance, moment)
+
+
+@inlined
 def refresh(state: State, instance: int, moment: float) -> None:
     """Forecast one instance again, with every request at it."""
     state.forecast_time[instance] = moment

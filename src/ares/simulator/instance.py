@@ -65,13 +65,16 @@ def replan(state: State, instance: int) -> None:
 @compiled
 def schedule_step(state: State, instance: int, moment: float) -> None:
     """Run the scheduler of an instance when its current step ends, or now if it is idle."""
+    if state.planned[instance] == 1:
+        return
+    following = moment
     if state.planned[instance] == 0:
         state.time[instance] = moment
-        tree_set(state.tree, instance, moment)
-    elif state.planned[instance] > 1:
+    else:
         advance_to(state, instance, moment)
         state.planned[instance] = 1
-        tree_set(state.tree, instance, state.time[instance] + steps_time(state, instance, 1))
+        following = state.time[instance] + steps_time(state, instance, 1)
+    tree_set(state.tree, instance, following)
 
 
 @compiled

@@ -5,7 +5,7 @@ import numpy as np
 from ares.simulator.admission import admit_after_step, admit_waiting, deliver_first_token, dispatch_or_wait
 from ares.simulator.block_cache import leave_decode, leave_prefill
 from ares.simulator.decisions import dispatch_again, enqueue
-from ares.simulator.heaps import compiled, inlined, heap_pop, tree_first, tree_set
+from ares.simulator.heaps import compiled, heap_pop, inlined, tree_first, tree_set
 from ares.simulator.instance import schedule_step, start_step
 from ares.simulator.moves import finish_copy, finish_handover
 from ares.simulator.prefill import pinned_tokens, queue_for_prefill, start_prefill

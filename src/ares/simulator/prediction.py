@@ -49,7 +49,7 @@ def _normal(seed: int, request: int, epoch: int) -> float:
     return math.sqrt(-2.0 * math.log(first)) * math.cos(2.0 * math.pi * second)
 
 
-@compiled
+@inlined
 def _ended(state: State) -> int:
     """Return how many outputs have ended, those before the run included."""
     return int(state.parameters.ended_before + state.current.finished)
@@ -122,7 +122,7 @@ def record_progress(state: State, request: int, generated: int) -> None:
     predict(state, request, generated, state.observed_remaining[request])
 
 
-@compiled
+@inlined
 def set_queue_keys(state: State, request: int) -> None:
     """Set a request's keys for admission order and preemption, from its predicted length."""
     if state.parameters.has_predictions:

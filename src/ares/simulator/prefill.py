@@ -4,7 +4,7 @@ import numpy as np
 
 from ares.simulator.block_cache import enter_prefill
 from ares.simulator.blocks import blocks_for
-from ares.simulator.heaps import compiled, tree_set
+from ares.simulator.heaps import compiled, inlined, tree_set
 from ares.simulator.state import (
     BASE_S,
     IN_PREFILL,
@@ -18,7 +18,7 @@ from ares.simulator.state import (
 CLOSED = 1 << 50
 
 
-@compiled
+@inlined
 def pinned_tokens(state: State, request: int) -> int:
     """Return the tokens of the KV blocks that a prefilled request occupies until it has been pulled."""
     return int(blocks_for(state, state.prompt[request] + state.generated[request]) * state.parameters.block_size)
@@ -37,7 +37,7 @@ def queue_for_prefill(state: State, request: int, moment: float) -> None:
     queue_at(state, request, int(np.argmin(state.prefill_backlog)), tokens, moment)
 
 
-@compiled
+@inlined
 def queue_at(state: State, request: int, chosen: int, work: int, moment: float) -> None:
     """Put a request into the queue of a prefill instance, with the tokens that it is expected to compute there."""
     state.status[request] = IN_PREFILL

@@ -4,7 +4,7 @@ A transfer takes latency + bytes / bandwidth and holds the sender's outgoing and
 it runs; transfers over one link follow each other in the order in which they were requested.
 """
 
-from ares.simulator.heaps import compiled, inlined, heap_push
+from ares.simulator.heaps import compiled, heap_push, inlined
 from ares.simulator.prediction import record_length, refresh_predictions
 from ares.simulator.state import (
     FINISHED,
@@ -17,7 +17,7 @@ from ares.simulator.state import (
 )
 
 
-@compiled
+@inlined
 def schedule_event(state: State, moment: float, request: int, kind: int) -> None:
     """Put an event of a request on the heap."""
     size = state.current.heap_size
@@ -48,7 +48,7 @@ def push_front(state: State, instance: int, request: int) -> None:
     state.unallocated_tokens[instance] += state.prompt[request] + state.generated[request]
 
 
-@compiled
+@inlined
 def take_first(state: State, instance: int) -> int:
     """Remove and return the first request of the waiting queue of an instance."""
     request = state.head[instance]
@@ -78,7 +78,7 @@ def remove_waiting(state: State, instance: int, request: int) -> None:
     state.unallocated_tokens[instance] -= state.prompt[request] + state.generated[request]
 
 
-@compiled
+@inlined
 def transfer_end(state: State, sender_free: float, receiver_free: float, tokens: int, moment: float) -> float:
     """Return when a transfer of the KV of `tokens` tokens has passed both links, seconds; its latency comes after."""
     start = max(moment, sender_free, receiver_free)

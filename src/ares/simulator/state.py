@@ -227,7 +227,7 @@ class State:
     row_request: I8  # (D, B) requests that ran when the forecast was made
     row_count: I8  # (D,)
     grid: F8
-    forecast_time: F8  # (D,) when each was made
+    forecast_time: F8  # (D,) when each was made; -inf: before something changed
 
     # prefill instances, shape (P,)
     prefill_head: I8  # first and last of its queue, linked by `next_request`

@@ -6,11 +6,11 @@ unchanged N grows by b a step, so k steps take k (base + per_request b + per_res
 
 import math
 
-from ares.simulator.heaps import compiled
+from ares.simulator.heaps import compiled, inlined
 from ares.simulator.state import BASE_S, PER_REQUEST_S, PER_RESIDENT_S, State
 
 
-@compiled
+@inlined
 def steps_time(state: State, instance: int, steps: int) -> float:
     """Return the seconds that the next `steps` pure decode steps of an instance take."""
     model = state.step_model[instance]

@@ -39,6 +39,8 @@ NONE = -1
 # Which request is suspended for another, the last tier first: one that only misses its gap objective by it; one that is
 # SLO-infeasible and misses its gap too; one with slack; one that is SLO-infeasible and has no gap to lose.
 _LOSES_GAP, _INFEASIBLE_LOSES_GAP, _HAS_SLACK, _INFEASIBLE = range(4)
+# In which order requests are considered, by why they would be admitted or resume.
+_TURNS = (DUE, OLDEST, FITS, RUNS_AGAIN)
 
 memory_time = compiled(_memory_time)
 tokens_within = compiled(_tokens_within)
@@ -72,7 +74,7 @@ class Context(NamedTuple):
     variance: F8
 
 
-@compiled
+@inlined
 def admit(
     now: float,
     credit: float,
@@ -112,34 +114,49 @@ def admit(
     count, place, age = 0, 0, 0
     while count + 2 <= len(decided):
         due, slack = _next_to_resume(context, queue)
-        must = due != NONE and settings.suspends > 0.0 and slack < settings.urgent_s
-        if must and _try_admit(context, RESUME, due, DUE, count):
-            count += 1
-            continue
+        must = settings.suspends > 0.0 and slack < settings.urgent_s
         place, age = _first_waiting(requests, queue.order, place), _first_waiting(requests, queue.by_age, age)
-        if place < len(queue.order):
-            request, oldest = queue.order[place], queue.by_age[age]
-            size = _size(requests, oldest)
-            if credit >= size and _try_admit(context, ADMIT, oldest, OLDEST, count):
-                count += 1
-                credit -= size
+        made, passed_over = 0, False
+        for why in _TURNS:  # one call of `_try_admit` for all: each would be compiled on its own
+            request = _whose_turn(why, due, must, queue, place, age)
+            if request == NONE or (why == OLDEST and not credit >= _size(requests, request)):
                 continue
-            # Where the oldest does not fit, it keeps waiting; a request that is small enough does not wait for it.
-            made = _admit_next(context, request, count)
+            made = _try_admit(context, request, why, count)
             if made > 0:
-                count += made
-                size = _size(requests, request)
-                credit += settings.age_share * size if np.isfinite(size) else 0.0
-                continue
-            if len(requests.excluded) > 0 and requests.excluded[request].any():
-                place += 1  # the next one may go where this one may not
-                continue
-            if not _ttft_missed(context, request):
+                credit += _credit(requests, settings, request, why)
                 break
-        if due == NONE or not _try_admit(context, RESUME, due, RUNS_AGAIN, count):
+            # Where the oldest does not fit, it keeps waiting; a request that is small enough does not wait for it.
+            if why == FITS:
+                # The next one may go where this one may not.
+                passed_over = len(requests.excluded) > 0 and bool(requests.excluded[request].any())
+                if passed_over or not _ttft_missed(context, request):
+                    break
+        if made == 0 and not passed_over:
             break
-        count += 1
+        count += made
+        place += int(passed_over)
     return count, credit
+
+
+@inlined
+def _whose_turn(why: int, due: int, must: bool, queue: Queue, place: int, age: int) -> int:
+    """Return the request that is to be admitted or resumed for this reason, if it fits; or NONE."""
+    if why == DUE:
+        return due if must else NONE
+    if why == RUNS_AGAIN:
+        return due
+    if place == len(queue.order):
+        return NONE
+    return queue.by_age[age] if why == OLDEST else queue.order[place]
+
+
+@inlined
+def _credit(requests: Requests, settings: LoopSettings, request: int, why: int) -> float:
+    """Return the memory-time that the oldest may claim more once a request has been admitted."""
+    size = _size(requests, request)
+    if why == OLDEST:
+        return -size
+    return settings.age_share * size if why == FITS and np.isfinite(size) else 0.0
 
 
 @inlined
@@ -155,22 +172,6 @@ def _ttft_missed(context: Context, request: int) -> bool:
     """Whether a waiting request has missed its TTFT; always false where nothing is suspended."""
     waited = context.now - context.requests.waiting_since_s[request]
     return context.settings.suspends > 0.0 and waited > context.requests.ttft_s[request]
-
-
-@inlined
-def _admit_next(context: Context, request: int, count: int) -> int:
-    """Admit a waiting request where it fits, or suspend another for it; return the number of decisions."""
-    if _try_admit(context, ADMIT, request, FITS, count):
-        return 1
-    waited = context.now - context.requests.waiting_since_s[request]
-    if not context.settings.suspends > 0.0 or _ttft_missed(context, request) or waited < context.settings.after_s:
-        return 0
-    instance = _make_room(context, request, context.mean.max(), count)
-    if instance == NONE:
-        return 0
-    _curve(context, request, context.mean, context.variance)
-    _record_admission(context, ADMIT, request, instance, ROOM_MADE, count + 1)
-    return 2
 
 
 @compiled
@@ -191,7 +192,7 @@ def insert_in_order(order: I8, length: int, request: int, rank: I8, ttft_missed:
     order[low] = request
 
 
-@compiled
+@inlined
 def _goes_before(first: int, second: int, rank: I8, ttft_missed: I8, key: F8) -> bool:
     if rank[first] != rank[second]:
         return bool(rank[first] < rank[second])
@@ -262,8 +263,8 @@ def _curve(context: Context, request: int, mean: F8, variance: F8) -> None:
 
 
 @inlined
-def _try_admit(context: Context, kind: int, request: int, why: int, count: int) -> bool:
-    """Admit a request where it fits; its own forecast is left in `context.mean` and `context.variance`.
+def _try_admit(context: Context, request: int, why: int, count: int) -> int:
+    """Admit a request where it fits, or suspend another for it if it waits; return the number of decisions.
 
     It fits where a high quantile of memory, the request included, stays below the limit less a headroom for as long as
     the request is likely to run; of several instances, where the predicted peak leaves the largest share free. One that
@@ -297,21 +298,30 @@ def _try_admit(context: Context, kind: int, request: int, why: int, count: int) 
         deviations,
         settings.headroom,
     )
+    made = 1
+    if instance == NONE and why == FITS and _may_make_room(context, request):
+        instance = _make_room(context, request, context.mean.max(), count)
+        _curve(context, request, context.mean, context.variance)
+        why, made = ROOM_MADE, 2
     if instance == NONE:
-        return False
-    _record_admission(context, kind, request, instance, why, count)
-    return True
+        return 0
+    instances.expected[instance] += context.mean
+    instances.variance[instance] += context.variance
+    requests.status[request] = ADMITTED
+    place = count + made - 1
+    kind = RESUME if why in (DUE, RUNS_AGAIN) else ADMIT
+    _write(context, place, kind, request, instance, why)
+    context.numbers[place, 1] = instances.expected[instance].max()
+    context.numbers[place, 2] = context.limit[instance]
+    return made
 
 
 @inlined
-def _record_admission(context: Context, kind: int, request: int, instance: int, why: int, count: int) -> None:
-    """Add a request's forecast, in `context.mean` and `context.variance`, to its instance, and write the decision."""
-    context.instances.expected[instance] += context.mean
-    context.instances.variance[instance] += context.variance
-    context.requests.status[request] = ADMITTED
-    _write(context, count, kind, request, instance, why)
-    context.numbers[count, 1] = context.instances.expected[instance].max()
-    context.numbers[count, 2] = context.limit[instance]
+def _may_make_room(context: Context, request: int) -> bool:
+    """Whether a waiting request has waited for long enough that another one is suspended for it."""
+    waited = context.now - context.requests.waiting_since_s[request]
+    suspends = context.settings.suspends > 0.0
+    return suspends and not waited > context.requests.ttft_s[request] and not waited < context.settings.after_s
 
 
 @inlined
