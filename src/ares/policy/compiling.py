@@ -51,6 +51,9 @@ def compiled(function: Function) -> Function:
     """Compile to machine code on the first call, and keep the result for the next process.
 
     A module that uses this decorator imports numba when it is imported: import it where it is needed.
+
+    Write loops instead of assigning an array to a part of another one: numba compiles the text of its error about
+    shapes, with its strings, into every function that contains such an assignment.
     """
     return _compile(function)
 

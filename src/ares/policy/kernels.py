@@ -70,7 +70,8 @@ def forecast_rows(
         _over_the_horizon(
             cells, weights, changes, steps, float(promised[instance]), sums, mean, total, variance[instance]
         )
-        allocated[instance] = mean
+        for point in range(points):
+            allocated[instance, point] = mean[point]
         if block > 1:
             rows = max(_sum_unused(offsets, unused), 1.0)
             for point in range(points):

@@ -175,8 +175,9 @@ def choose_targets(
         )
         targets[index] = target
         if target >= 0:
-            expected[target] += mean
-            variance[target] += spread
+            for point in range(len(grid)):
+                expected[target, point] += mean[point]
+                variance[target, point] += spread[point]
 
 
 @inlined
@@ -184,7 +185,8 @@ def _collect_candidates(running: Rows, sources: I8, steps: I8) -> tuple[I8, I8]:
     """Return the requests that may leave each source, in the order of the sources, and where those of each begin."""
     middle = running.remaining.shape[1] // 2
     position = np.full(len(steps), -1)
-    position[sources] = np.arange(len(sources))
+    for place in range(len(sources)):
+        position[sources[place]] = place
     batch, count = np.zeros(len(sources), np.int64), np.zeros(len(sources), np.int64)
     found = np.empty(len(running.location), np.int64)
     total = 0

@@ -37,9 +37,11 @@ def remember(recent: I8, sorted_lengths: I8, ended: int, tokens: int) -> None:
     if known == len(recent):
         known -= 1
         oldest = np.searchsorted(sorted_lengths, recent[place])
-        sorted_lengths[oldest:known] = sorted_lengths[oldest + 1 : known + 1]
+        for index in range(oldest, known):
+            sorted_lengths[index] = sorted_lengths[index + 1]
     at = np.searchsorted(sorted_lengths[:known], tokens, side="right")
-    sorted_lengths[at + 1 : known + 1] = sorted_lengths[at:known]
+    for index in range(known, at, -1):
+        sorted_lengths[index] = sorted_lengths[index - 1]
     sorted_lengths[at] = tokens
     recent[place] = tokens
 

@@ -118,8 +118,9 @@ def _smallest_peak(state: State, request: int, moment: float) -> int:
     size, tokens = state.parameters.block_size, float(state.prompt[request] + state.generated[request])
     own_curve(tokens, state.observed_remaining[request], WEIGHTS, state.grid, size, mean, variance)
     chosen = best_peak(state.expected, state.total_blocks * size, state.closed, np.zeros(len(state.time)), mean)
-    state.expected[chosen] += mean
-    state.variance[chosen] += variance
+    for point in range(len(state.grid)):
+        state.expected[chosen, point] += mean[point]
+        state.variance[chosen, point] += variance[point]
     return int(chosen)
 
 
@@ -170,7 +171,8 @@ def refresh(state: State, instance: int, moment: float) -> None:
         free = state.leaving[request] == NOT_LEAVING and state.target[request] == NONE
         state.suspendable[request] = free and not np.isnan(state.first_token[request])
         state.row_request[instance, at] = request
-        remaining[at] = state.observed_remaining[request]
+        for quantile in range(len(WEIGHTS)):
+            remaining[at, quantile] = state.observed_remaining[request, quantile]
         resident[at] = state.observed_tokens[request]
     state.row_count[instance] = batch
     row = batch
@@ -210,6 +212,7 @@ def refresh(state: State, instance: int, moment: float) -> None:
 @compiled
 def _add_row(state: State, request: int, row: int, resident: NDArray[np.int64], remaining: NDArray[np.float64]) -> int:
     record_progress(state, request, state.generated[request])
-    remaining[row] = state.observed_remaining[request]
+    for quantile in range(len(WEIGHTS)):
+        remaining[row, quantile] = state.observed_remaining[request, quantile]
     resident[row] = state.observed_tokens[request]
     return row + 1

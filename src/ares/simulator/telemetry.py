@@ -142,8 +142,7 @@ def _write_row(
     if state.status[request] != DECODING:
         record_progress(state, request, state.generated[request])
     resident[row] = state.observed_tokens[request]
-    if oracle:
-        remaining[row, :] = state.output[request] - state.observed_generated[request]
-    else:
-        remaining[row] = state.observed_remaining[request]
+    for quantile in range(len(LEVELS)):
+        exact = state.output[request] - state.observed_generated[request]
+        remaining[row, quantile] = exact if oracle else state.observed_remaining[request, quantile]
     return row + 1

@@ -305,8 +305,9 @@ def _try_admit(context: Context, request: int, why: int, count: int) -> int:
         why, made = ROOM_MADE, 2
     if instance == NONE:
         return 0
-    instances.expected[instance] += context.mean
-    instances.variance[instance] += context.variance
+    for point in range(len(context.mean)):
+        instances.expected[instance, point] += context.mean[point]
+        instances.variance[instance, point] += context.variance[point]
     requests.status[request] = ADMITTED
     place = count + made - 1
     kind = RESUME if why in (DUE, RUNS_AGAIN) else ADMIT

@@ -233,7 +233,8 @@ def _candidates(context: Context, sources: I8) -> tuple[I8, I8]:
     rows, settings = context.rows, context.settings
     middle = rows.remaining.shape[1] // 2
     position = np.full(len(context.load), NONE)
-    position[sources] = np.arange(len(sources))
+    for place in range(len(sources)):
+        position[sources[place]] = place
     found, starts = np.empty(len(rows.location), np.int64), np.zeros(len(sources) + 1, np.int64)
     count = 0
     for row in range(len(rows.location)):
