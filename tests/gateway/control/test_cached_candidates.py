@@ -58,7 +58,8 @@ def test_a_decision_spends_little_time_and_takes_turns(monkeypatch: pytest.Monke
 
 
 def test_without_instances_there_is_nothing_to_look_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    lookups, known = Lookups(monkeypatch), CachedCandidates()
+    Lookups(monkeypatch)
+    known = CachedCandidates()
     assert known.of(sessions("a", "b"), []).shape == (2, 0)
     assert known.of([], []).shape == (0, 0)
     assert known.of([], TWO).dtype == np.int64
