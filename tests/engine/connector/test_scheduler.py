@@ -135,7 +135,9 @@ def expire(engine: Engine, name: str, *scheduled: str) -> None:
     engine.command(*scheduled)
 
 
-@pytest.mark.parametrize("key", [5, True, ["gateway/1"], {"gateway": 1}, "k" * 2000], ids=str)
+@pytest.mark.parametrize(
+    "key", [5, True, ["gateway/1"], {"gateway": 1}, "k" * 2000], ids=["number", "flag", "list", "object", "long"]
+)
 def test_a_key_that_no_gateway_gives_is_not_used(engine: Engine, key: Any) -> None:
     """Whoever asks the instance without a gateway must not end it, nor its reports to gateways."""
     request = engine.add("direct", 1, ares_key=key, ares_step_tokens=True)
