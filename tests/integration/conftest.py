@@ -31,6 +31,7 @@ TINY_FLAGS = ("--dtype", "float32", "--max-model-len", "4096", "--kv-cache-memor
 # They act on the gateway; the instances' own API answers without them.
 GATEWAY_FLAGS = ("--enable-prompt-tokens-details", "--enable-auto-tool-choice", "--tool-call-parser", "hermes")
 STOCK, GPU_DEFAULTS = "v1", "v2-async"
+OWN_INSTANCES = "own-instances"
 # Instances of the tests start in a fraction of the time so; `ares up` and restarts are tested as a user has them.
 FORKED = "ares_dev.forked_engine"
 RECORDINGS = "recordings"
@@ -58,6 +59,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.engines)
     # Tests of one file stay together, on the shared cluster or not: its own instances are started once.
     items.sort(key=lambda item: (row_of(item) == GPU_DEFAULTS, "test_instance_death" in item.path.name, item.path))
+    # Of two processes, one runs the shared cluster's first row, and the other what has instances of its own.
+    for item in items:
+        if FOLDER in item.path.parents:
+            item.add_marker(pytest.mark.xdist_group(row_of(item) or OWN_INSTANCES))
 
 
 def runs_at_length(config: pytest.Config) -> bool:
