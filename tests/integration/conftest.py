@@ -47,6 +47,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("cluster", rows, indirect=True, scope="session")
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Group the tests for processes side by side: each row of the shared cluster, and what has instances of its own."""
+    if FOLDER in item.path.parents:
+        item.add_marker(pytest.mark.xdist_group(row_of(item) or OWN_INSTANCES))
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what needs engines; run the rows one after the other, and in each what kills an instance last."""
@@ -59,10 +65,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.engines)
     # Tests of one file stay together, on the shared cluster or not: its own instances are started once.
     items.sort(key=lambda item: (row_of(item) == GPU_DEFAULTS, "test_instance_death" in item.path.name, item.path))
-    # Of two processes, one runs the shared cluster's first row, and the other what has instances of its own.
-    for item in items:
-        if FOLDER in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group(row_of(item) or OWN_INSTANCES))
 
 
 def runs_at_length(config: pytest.Config) -> bool:
