@@ -15,7 +15,7 @@ MATRIX := $(addprefix tests/integration/test_,matrix.py check.py speculative_dec
 # hangs: tests/conftest.py) ends the run: in another one, xdist would run that test again, without end.
 IN_PARALLEL := --numprocesses 5 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 # Two processes: the shared cluster's tests, and those with instances of their own (tests/integration/conftest.py).
-ON_ENGINES := --numprocesses 2 --dist loadgroup --no-loadscope-reorder --max-worker-restart 0
+ON_ENGINES := --numprocesses 2 --dist loadscope --no-loadscope-reorder --max-worker-restart 0
 # Tests that wait may run out of time on a busy machine: one that fails runs once more, and is named in the summary.
 PYTEST := $(VENV)/bin/python -m pytest --reruns 1 -raR
 STAMP := $(VENV)/.ready

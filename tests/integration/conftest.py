@@ -14,6 +14,8 @@ from unittest import mock
 
 import aiohttp
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from ares.engine.defaults import local_flags
 from ares.free_ports import free_port
@@ -47,10 +49,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("cluster", rows, indirect=True, scope="session")
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Group the tests for processes side by side: each row of the shared cluster, and what has instances of its own."""
-    if FOLDER in item.path.parents:
-        item.add_marker(pytest.mark.xdist_group(row_of(item) or OWN_INSTANCES))
+class ByRow(LoadScopeScheduling):  # type: ignore[misc] # xdist ships no types
+    """Gives each row of the shared cluster, and all tests with instances of their own, to a process as a whole."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        case = nodeid.partition("[")[2]
+        return next((row for row in (STOCK, GPU_DEFAULTS) if case.startswith(row)), OWN_INSTANCES)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByRow:
+    """Schedule by row where several processes run the tests: xdist 3.8's own groups have no effect with pytest 9."""
+    return ByRow(config, log)
 
 
 @pytest.hookimpl(trylast=True)
