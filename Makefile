@@ -14,6 +14,8 @@ MATRIX := $(addprefix tests/integration/test_,matrix.py check.py speculative_dec
 # In the order of their files: xdist's own leaves those with few and long tests for the end. A process that ends (a test
 # hangs: tests/conftest.py) ends the run: in another one, xdist would run that test again, without end.
 IN_PARALLEL := --numprocesses 5 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+# Two processes: the shared cluster's tests, and those with instances of their own (tests/integration/conftest.py).
+ON_ENGINES := --numprocesses 2 --dist loadscope --no-loadscope-reorder --max-worker-restart 0
 # Tests that wait may run out of time on a busy machine: one that fails runs once more, and is named in the summary.
 PYTEST := $(VENV)/bin/python -m pytest --reruns 1 -raR
 STAMP := $(VENV)/.ready
@@ -54,7 +56,7 @@ test-without-engines: compile-simulator compile-policies
 
 test: setup  ## Check, then all tests, real engines included
 	$(MAKE) --no-print-directory --jobs 2 check test-without-engines
-	$(PYTEST) tests/integration
+	$(PYTEST) tests/integration $(ON_ENGINES)
 
 fuzz: setup  ## Fuzz routes, wire and readers at length (docs/fuzzing.md)
 	ARES_FUZZ_TIMES=$(FUZZ_TIMES) ARES_FUZZ_JSON=$(FUZZ_JSON) $(VENV)/bin/python -m pytest tests/fuzz --timeout 3600

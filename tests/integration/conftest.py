@@ -14,6 +14,8 @@ from unittest import mock
 
 import aiohttp
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from ares.engine.defaults import local_flags
 from ares.free_ports import free_port
@@ -31,6 +33,7 @@ TINY_FLAGS = ("--dtype", "float32", "--max-model-len", "4096", "--kv-cache-memor
 # They act on the gateway; the instances' own API answers without them.
 GATEWAY_FLAGS = ("--enable-prompt-tokens-details", "--enable-auto-tool-choice", "--tool-call-parser", "hermes")
 STOCK, GPU_DEFAULTS = "v1", "v2-async"
+OWN_INSTANCES = "own-instances"
 # Instances of the tests start in a fraction of the time so; `ares up` and restarts are tested as a user has them.
 FORKED = "ares_dev.forked_engine"
 RECORDINGS = "recordings"
@@ -44,6 +47,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         marked = metafunc.definition.get_closest_marker("gpu_defaults") is not None
         rows = (STOCK, GPU_DEFAULTS) if marked else (STOCK,)
         metafunc.parametrize("cluster", rows, indirect=True, scope="session")
+
+
+class ByRow(LoadScopeScheduling):  # type: ignore[misc] # xdist ships no types
+    """Gives each row of the shared cluster, and all tests with instances of their own, to a process as a whole."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        case = nodeid.partition("[")[2]
+        return next((row for row in (STOCK, GPU_DEFAULTS) if case.startswith(row)), OWN_INSTANCES)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByRow:
+    """Schedule by row where several processes run the tests: xdist 3.8's own groups have no effect with pytest 9."""
+    return ByRow(config, log)
 
 
 @pytest.hookimpl(trylast=True)

@@ -65,6 +65,14 @@ def test_an_empty_instance_takes_any_request_whatever_is_cached() -> None:
     assert choose([empty, used], [5000.0], cached=np.array([0, 60])) == 0
 
 
+def test_an_instance_whose_memory_is_unknown_takes_what_others_do_not() -> None:
+    """Without telemetry it counts as empty, and may still be thought to have the beginning of a request cached."""
+    unknown, known = np.array([0]), np.array([0, 1000])
+    assert choose([[0.0]], [100.0], cached=np.array([60]), limit=unknown) == 0
+    assert choose([[0.0], [50.0]], [100.0], cached=np.array([60, 0]), limit=known) == 1
+    assert choose([[0.0], [950.0]], [100.0], cached=np.array([60, 0]), limit=known) == 0
+
+
 def test_memory_time() -> None:
     """Token-steps until the end: the sum of n, n + 1, ... over p steps, to first order."""
     assert memory_time(500.0, 1000.0) == pytest.approx(sum(500 + k for k in range(1000)), rel=1e-3)

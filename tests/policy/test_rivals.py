@@ -113,6 +113,12 @@ def test_pausing_lets_in_what_fits_where_it_is_assigned() -> None:
     assert entries(policy, view, waiting([550, 450], [1.0] * 2, [2.0, 1.0])) == []
 
 
+@pytest.mark.parametrize("name", ["pausing", "past-future", "forecast"])
+def test_without_instances_nobody_is_let_in(name: str) -> None:
+    view = running([], instances=0)
+    assert decide_admissions(admission_policy(name), view, waiting([100], [1.0]), progress(0)) == []
+
+
 def test_pausing_pauses_where_the_cluster_gains_and_resumes_there() -> None:
     # Loads 900 and 300: 3 tokens in 19 ms, and without the largest request 2 in 13 ms, which is fewer a second. Where
     # a step takes 1 ms and 10 us a token: 3 in 10 ms before, 2 in 4 ms after; without the other one 2 in 7 ms.

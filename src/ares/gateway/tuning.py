@@ -90,7 +90,7 @@ class Tuning:
     prefix_wait_s: float = 0.5
     """A request waits so long for memory where its prompt is cached, before it may go elsewhere."""
     admission_share: float = 0.1
-    """Largest share of a core that decisions of admission take."""
+    """Largest share of a core that decisions of admission take, and looking up what is cached for those of copies."""
     decision_s: float = 0.5
     """A policy may take this long to decide, for a processor that is busy; to decide moves, a period if that is longer.
     For dispatch and admission requests wait."""

@@ -37,8 +37,9 @@ _Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
 _Tokens = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 _Size = Annotated[int, msgspec.Meta(ge=1, lt=1 << 32)]
 _Amount = Annotated[float, msgspec.Meta(ge=0, le=1e18)]
-# What a gateway remembers a thousand of.
-_ShortKey = Annotated[str, msgspec.Meta(max_length=1024)]
+# A gateway remembers a thousand keys, and each report of an instance has all of its requests.
+LONGEST_KEY = 1024
+_ShortKey = Annotated[str, msgspec.Meta(max_length=LONGEST_KEY)]
 # The SHA-256 of a checkpoint's file, in hexadecimal; empty: no predictor.
 _Version = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?$")]
 LARGEST_PART_BYTES = 1 << 20

@@ -135,6 +135,21 @@ def expire(engine: Engine, name: str, *scheduled: str) -> None:
     engine.command(*scheduled)
 
 
+@pytest.mark.parametrize(
+    "key", [5, True, ["gateway/1"], {"gateway": 1}, "k" * 2000], ids=["number", "flag", "list", "object", "long"]
+)
+def test_a_key_that_no_gateway_gives_is_not_used(engine: Engine, key: Any) -> None:
+    """Whoever asks the instance without a gateway must not end it, nor its reports to gateways."""
+    request = engine.add("direct", 1, ares_key=key, ares_step_tokens=True)
+    engine.step("direct")
+    engine.side.post_step_tokens()
+    load = engine.side.telemetry()
+    assert (load.running + load.waiting, load.rows) == (1, [])
+    request.max_tokens = 2
+    assert not engine.goes_on(request)
+    assert engine.side.telemetry().waiting == 0
+
+
 def test_requests_of_a_gateway_that_stays_away_end(engine: Engine) -> None:
     running, waiting, other = engine.add("dead/1", 10), engine.add("dead/2", 10), engine.add("alive/1", 10)
     engine.visit("dead")

@@ -55,3 +55,12 @@ def test_a_decision_spends_little_time_and_takes_turns(monkeypatch: pytest.Monke
     lookups.now += 2.0
     known.of(waiting, TWO)
     assert lookups.asked[5:] == ["a", "b"], "the oldest first"
+
+
+def test_without_instances_there_is_nothing_to_look_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    Lookups(monkeypatch)
+    known = CachedCandidates()
+    assert known.of(sessions("a", "b"), []).shape == (2, 0)
+    assert known.of([], []).shape == (0, 0)
+    assert known.of([], TWO).dtype == np.int64
+    assert known.of(sessions("a"), TWO).tolist() == [[2, 2]], "as soon as there are some"

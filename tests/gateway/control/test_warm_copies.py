@@ -2,17 +2,26 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import itertools
+import time
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
-from ares.gateway.control.prefill_choice import PrefillChoice
+from ares.gateway.control import warm_copies
+from ares.gateway.control.prefill_choice import PrefillChoice, cached_tokens
 from ares.gateway.control.warm_copies import WarmCopy, warm_copy
+from ares.gateway.pool.instance import Instance
 from ares.gateway.records.replay import replay
 from ares.gateway.service import Gateway
+from ares.gateway.session import precopy
+from ares.gateway.session.placement import Placement
+from ares.gateway.session.precopy import Copied
+from ares.gateway.session.session import Session
 from ares.gateway.tuning import Tuning
+from ares.policy.cluster import IntArray
 from tests.gateway.fakes import FakeInstance, instances
 from tests.gateway.gateways import Client, configuration, find, sample, started
 from tests.gateway.running import IMPATIENT, VOCABULARY
@@ -221,6 +230,32 @@ async def test_a_copy_that_fails_costs_nothing_else_and_waits(model_folder: Path
         assert len(other.asked) <= tried + 1, "not again and again"
 
 
+async def test_an_instance_that_gets_another_name_during_a_copy_is_copied_to_again(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where another instance with the same name joins, and leaves."""
+    begun, goes_on = list[Instance](), asyncio.Event()
+
+    async def copy_blocks(_: Session, __: Instance, target: Instance, *___: object, **____: object) -> Copied:
+        begun.append(target)
+        await goes_on.wait()
+        return Copied()
+
+    monkeypatch.setattr(precopy, "copy_blocks", copy_blocks)
+    async with serving(model_folder, settings=[*ON, "copies.at_once=1"], decode=2) as (gateway, fakes):
+        client = Client(gateway, 200, prompt=PROMPT)
+        await eventually(lambda: bool(begun), 60)
+        name, begun[0].name = begun[0].name, "another"
+        goes_on.set()
+        await eventually(lambda: len(begun) > 1, 60)
+        begun[0].name = name
+        before = len(begun)
+        await eventually(lambda: len(begun) > before, 60)
+        let_go(fakes)
+        await client.finish()
+        client.check(200)
+
+
 async def test_a_request_that_moves_to_its_copy_is_copied_back(model_folder: Path) -> None:
     async with serving(model_folder, decode=2) as (gateway, fakes):
         client = Client(gateway, 200, prompt=PROMPT)
@@ -266,6 +301,37 @@ async def test_a_policy_that_fails_costs_no_request(model_folder: Path) -> None:
         await client.finish()
         client.check(200)
         assert all(not one.copies for one in fakes)
+
+
+async def test_streams_go_on_while_it_is_looked_up_what_is_cached(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns, looked_up = itertools.count(), list[int]()
+
+    def slowly(placement: Placement, of: Sequence[Instance]) -> IntArray:
+        looked_up.append(next(turns))
+        time.sleep(0.003)  # as for a request of some hundred thousand tokens
+        return cached_tokens(placement, of)
+
+    async def stream() -> None:
+        while True:
+            next(turns)
+            await asyncio.sleep(0)
+
+    async with serving(model_folder) as (gateway, fakes):
+        clients = [Client(gateway, 200, name=f"r{n}", prompt=[*PROMPT, n]) for n in range(4)]
+        for client in clients:
+            await client.reached(HELD - 1)
+        monkeypatch.setattr(warm_copies, "cached_tokens", slowly)
+        streaming = asyncio.create_task(stream())
+        await eventually(lambda: len(looked_up) >= 12, 60)
+        streaming.cancel()
+        assert all(later > earlier + 1 for earlier, later in itertools.pairwise(looked_up))
+        assert gateway.controller.warm_copies.looked_up_s >= 0.003
+        let_go(fakes)
+        for client in clients:
+            await client.finish()
+            client.check(200)
 
 
 async def test_an_instance_that_differs_gets_no_copy(model_folder: Path) -> None:

@@ -183,6 +183,18 @@ def test_what_was_sent_counts_for_a_while(publishes: bool, kept_s: float, monkey
     assert len(blocks) == 1
 
 
+@pytest.mark.parametrize("publishes", [False, True])
+def test_soon_after_the_host_has_started_nothing_counts_as_sent(
+    publishes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock counts from the start of the host: then it is lower than the time for which blocks count as cached."""
+    monkeypatch.setattr(cached_blocks.time, "monotonic", lambda: 5.0)
+    blocks = CachedBlocks(SIZE, 100, publishes=publishes)
+    assert blocks.leading(hashes()) == 0
+    blocks.sent(hashes()[:3])
+    assert blocks.leading(hashes()) == 3
+
+
 def test_no_more_is_kept_than_the_instance_has_blocks() -> None:
     blocks = CachedBlocks(SIZE, 4)
     blocks.sent(hashes([*range(40)]))

@@ -122,6 +122,38 @@ async def test_an_error_that_breaks_off_is_a_loss() -> None:
                 await ask(BODY)
 
 
+@pytest.mark.parametrize("reply", [b"", b"nonsense"])
+async def test_a_request_that_is_given_up_is_not_sent_on(reply: bytes) -> None:
+    """An instance that does not read all of it: the connection would stay open until it reads the rest."""
+    body = {**BODY, "token_ids": [1_000_000_000] * 2_000_000}
+    received = list[int]()
+    given_up = asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(reply)
+        await given_up.wait()
+        size = 1
+        with contextlib.suppress(OSError):
+            while data := await reader.read(1 << 20):
+                size += len(data)
+        received.append(size)
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server, http_client() as http:
+        client = EngineClient(http, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        asking = [asyncio.create_task(client.complete(body))]
+        asking += [asyncio.create_task(client.stream(body, step_tokens=one)) for one in (False, True)]
+        await asyncio.wait(asking, timeout=0.2)  # as much of it is sent as is taken
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+        await eventually(lambda: not client.early_streams, 60)
+        given_up.set()
+        await eventually(lambda: len(received) == 3, 60)
+        assert max(received) < 10 * len(body["token_ids"])
+
+
 async def test_an_error_keeps_its_words() -> None:
     text = b'{"error": {"message": "no such model"}}'
     async with answering(404, len(text), text) as client:

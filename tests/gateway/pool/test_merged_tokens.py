@@ -73,6 +73,37 @@ def test_other_tokens_than_those_given_are_an_error() -> None:
         merged.streamed([5, 7])
 
 
+@pytest.mark.parametrize("begin", [0, 1], ids=["in order", "behind a gap"])
+def test_large_steps_that_nobody_takes_are_bounded(begin: int) -> None:
+    merged, step = MergedTokens(), 1000
+    for number in range(100):
+        merged.early(begin + number * step, list(range(begin + number * step, begin + (number + 1) * step)))
+    merged.streamed([])
+    early = flat(merged.take())
+    assert len(early) <= 1024
+    merged.streamed(list(range(5000)))
+    assert early + flat(merged.take()) == list(range(5000)), "what was left out came later"
+
+
+def test_empty_steps_take_no_room_behind_a_gap() -> None:
+    merged = MergedTokens()
+    for position in range(1, 2000):
+        merged.early(position, [])
+    merged.early(2, [7])
+    merged.streamed([5, 6])
+    assert flat(merged.take()) == [5, 6, 7]
+
+
+def test_a_reply_that_ends_before_what_has_come_early_is_an_error() -> None:
+    merged = MergedTokens()
+    merged.early(0, [5, 6])
+    merged.streamed([5])
+    with pytest.raises(DifferentTokensError):
+        merged.end()
+    merged.streamed([6])
+    merged.end()
+
+
 def test_what_nobody_takes_is_bounded() -> None:
     merged = MergedTokens()
     for position in range(100_000):

@@ -61,7 +61,7 @@ async def until_five(stream: Stream) -> list[list[Delta]]:
         [event(8) + event(9)[:20], event(9)[20:]],
         [event(8)[:-1], event(8)[-1:]],
         [event(8)[:60], event(8)[60:], event(9)],
-        [event(1 << 40)],
+        [event((1 << 32) - 1)],
         [event(8, more=LOGPROBS), event(8)],
         [event(8, more='"finish_reason":"length","stop_reason":null')],
         [event(8, more='"logprobs":null,"finish_reason":null,"stop_reason":"ares_migrated"')],
@@ -91,7 +91,7 @@ async def test_each_read_gives_its_own_tokens() -> None:
     assert found == [([6], True), ([7], False), ([8], False), ([8], True), ([10, 11], False), ([9], False)]
 
 
-@pytest.mark.parametrize("broken", [b"[07]", b"[-]", b"[7.5]", b"[]]", b'["7"]', b"[7"])
+@pytest.mark.parametrize("broken", [b"[07]", b"[-]", b"[-7]", b"[4294967296]", b"[7.5]", b"[]]", b'["7"]', b"[7"])
 async def test_a_broken_event_after_whole_ones_is_a_loss(broken: bytes) -> None:
     stream = opened(event(7))
     await stream.batch()
@@ -242,3 +242,17 @@ async def test_channels_that_disagree_end_the_stream() -> None:
     feed(stream, event(4))
     with pytest.raises(DifferentTokensError):
         await stream.batch()
+
+
+@pytest.mark.parametrize("finish", ["stop", "length", "abort"])
+async def test_a_reply_that_ends_before_what_came_early(finish: str) -> None:
+    """The client has tokens that are not the output's; where the instance gave up, they are: it resumes behind them."""
+    stream = early(event(5))
+    stream.early(1, [6, 7])
+    assert len(await stream.batch()) == 2
+    feed(stream, event(6, more=f'"finish_reason":"{finish}"'))
+    if finish == "abort":
+        assert await stream.batch() == [Delta(token_ids=[], finish_reason="abort")]
+    else:
+        with pytest.raises(DifferentTokensError):
+            await stream.batch()

@@ -69,6 +69,15 @@ def _repeats(request: Request) -> bool:
     )
 
 
+def _key_of(request: Request) -> str | None:
+    """Return the key that a gateway gave a request; None where it has none, or one that no gateway gives."""
+    key = (request.kv_transfer_params or {}).get(fields.KEY)
+    if key is None or (isinstance(key, str) and len(key) <= messages.LONGEST_KEY):
+        return key
+    logger.warning("%s: its %s is not that of a gateway, and is not used", request.request_id, fields.KEY)
+    return None
+
+
 class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
     """vLLM's pull scheduler that can hand a running request over."""
 
@@ -171,13 +180,12 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
     def on_new_request(self, request: Request) -> None:
         """Track the request under the key that the gateway gave it."""
         super().on_new_request(request)
-        params = request.kv_transfer_params
-        tracked = TrackedRequest(request, params.get(fields.KEY) if params else None)
+        tracked = TrackedRequest(request, _key_of(request))
         self._tracked[request.request_id] = tracked
         if tracked.key is not None:
             self._by_key[tracked.key] = tracked
             self._channel.expected.came(tracked.key)
-            if params.get(fields.STEP_TOKENS) is True:
+            if request.kv_transfer_params.get(fields.STEP_TOKENS) is True:
                 self._sends_tokens[request.request_id] = tracked
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int, bool]:

@@ -45,5 +45,8 @@ class CachedCandidates:
             if time.monotonic() - begun > _LOOKS_UP_S:
                 break
         self._found, self._names = known, names
-        none = np.zeros(len(instances), np.int64)
-        return np.array([known[one][1] if one in known else none for one in waiting]).reshape(-1, len(instances))
+        cached = np.zeros((len(waiting), len(instances)), np.int64)
+        for row, one in enumerate(waiting):
+            if one in known:
+                cached[row] = known[one][1]
+        return cached

@@ -515,12 +515,15 @@ class Controller:
 
     async def copy_running(self) -> None:
         """Bring warm copies of running requests to other instances, period after period, until cancelled."""
+        looked_up_s = 0.0
         while True:
-            await asyncio.sleep(self._config.period_s)
+            await asyncio.sleep(max(self._config.period_s, looked_up_s / self._tuning.admission_share))
+            looked_up_s = 0.0
             if not self._policy.copies_requests:
                 continue
             try:
                 await self.warm_copies.decide(self.prefills.token_s)
+                looked_up_s = self.warm_copies.looked_up_s
             except Exception:
                 logger.exception("warm copies failed; serving continues")
                 self._metrics.faults.labels("copies").inc()

@@ -5,6 +5,7 @@ is the first half of a pre-copied move (gateway/session/precopy.py): the target 
 that a later copy brings the new blocks alone. Each gateway copies for its own requests.
 """
 
+import asyncio
 import logging
 import math
 import time
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 Log = Callable[[Copies, dict[str, float], ClusterSnapshot, Copyable, list[CopyDecision]], None]
 # The budget of the link gains for this long at most while nothing is copied.
 _BUDGET_S = 1.0
+# What is cached of a long request takes a part of a millisecond to look up: after so many seconds, streams go on first.
+_LOOKS_UP_S = 0.002
 
 
 class WarmCopy(NamedTuple):
@@ -66,6 +69,11 @@ class WarmCopies:
         Of the gateway, which share the budget.
     log
         Called with each decision: the policy, its memory before it, its arguments and the copies.
+
+    Attributes
+    ----------
+    looked_up_s
+        Seconds that the newest decision has looked up what is cached.
     """
 
     def __init__(
@@ -83,8 +91,9 @@ class WarmCopies:
         self.decider: Decider[Copies, list[CopyDecision]] = Decider(policy, decide_copies)
         self._pool, self._sessions, self._metrics, self._snapshots = pool, sessions, metrics, snapshots
         self._tuning, self._spawn, self._log = tuning, spawn, log
+        self.looked_up_s = 0.0
         # Copies to each instance.
-        self._under_way: Counter[str] = Counter()
+        self._under_way: Counter[Instance] = Counter()
         self._bytes_s = policy.link_bytes_s(policy.settings) / processes
         self._bytes = 0.0
         self._gained_at = time.monotonic()
@@ -97,7 +106,7 @@ class WarmCopies:
         snapshot = self._snapshots.build(self._sessions.values(), self._pool.differing().keys())
         if not snapshot.sessions:
             return
-        copyable = self._copyable(snapshot, token_s, now)
+        copyable = await self._copyable(snapshot, token_s, now)
         memory = self.decider.policy.memory()
         try:
             decided = await self.decider.decide(snapshot.cluster, copyable, timeout_s=self._tuning.decision_s)
@@ -111,7 +120,7 @@ class WarmCopies:
             session.copy_after = math.inf  # one at a time
             self._spawn(self._copy(session, target, one.tokens * copyable.token_bytes))
 
-    def _copyable(self, snapshot: ClusterSnapshot, token_s: float, now: float) -> Copyable:
+    async def _copyable(self, snapshot: ClusterSnapshot, token_s: float, now: float) -> Copyable:
         cluster, instances = snapshot.cluster, snapshot.instances
         rows = len(cluster.location)
         index = {id(i): n for n, i in enumerate(instances)}
@@ -119,11 +128,16 @@ class WarmCopies:
         requests = np.zeros(rows, np.bool_)
         copied_to = np.full(rows, -1, np.int64)
         cached = np.zeros((rows, len(instances)), np.int64)
+        self.looked_up_s, begun = 0.0, time.monotonic()
         for row, session in enumerate(snapshot.sessions):
             copied_to[row] = index.get(id(session.copied_to), -1)
             requests[row] = able[row] and now >= session.copy_after
             if requests[row] or copied_to[row] >= 0:
                 cached[row] = cached_tokens(session.placement, instances)
+            if (took_s := time.monotonic() - begun) > _LOOKS_UP_S:
+                self.looked_up_s += took_s
+                await asyncio.sleep(0)
+                begun = time.monotonic()
         hellos = [i.state.hello for i in instances]
         caches = np.array([hello is not None and hello.prefix_caching for hello in hellos])
         sizes = [hello.token_bytes for hello in hellos if hello is not None]
@@ -132,7 +146,7 @@ class WarmCopies:
             cached_tokens=cached,
             copied_to=copied_to,
             takes=cluster.open & caches,
-            under_way=np.array([self._under_way[i.name] for i in instances], dtype=np.int64),
+            under_way=np.array([self._under_way[i] for i in instances], dtype=np.int64),
             token_s=token_s,
             token_bytes=max(sizes, default=0.0),
             link_bytes=self._bytes,
@@ -141,7 +155,7 @@ class WarmCopies:
     async def _copy(self, session: Session, target: Instance, expected_bytes: float) -> None:
         """Copy what the target lacks of a request, and charge it to the budget."""
         self._bytes -= expected_bytes
-        self._under_way[target.name] += 1
+        self._under_way[target] += 1
         moved_bytes = retry_s = 0.0
         try:
             moved_bytes = await self._bring(session, target)
@@ -153,7 +167,9 @@ class WarmCopies:
             logger.info("no warm copy of %s on %s: %s", session.id, target.name, str(error) or repr(error))
         finally:
             session.copy_after = time.monotonic() + retry_s
-            self._under_way[target.name] -= 1
+            self._under_way[target] -= 1
+            if not self._under_way[target]:
+                del self._under_way[target]  # it may be gone
             self._bytes += expected_bytes - moved_bytes
 
     async def _bring(self, session: Session, target: Instance) -> float:

@@ -4,6 +4,7 @@ It is an estimate and decides placement alone: the instance itself looks up what
 time and never a token.
 """
 
+import math
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
@@ -76,7 +77,7 @@ class CachedBlocks:
         """Return how many of these blocks, one after the other from the first on, it is thought to have."""
         oldest = time.monotonic() - self._sent_s
         for number, one in enumerate(hashes):
-            if one not in self._stored and self._sent.get(one, 0.0) <= oldest:
+            if one not in self._stored and self._sent.get(one, -math.inf) <= oldest:
                 return number
         return len(hashes)
 

@@ -63,8 +63,8 @@ class Connection(asyncio.Protocol):
         return await reply
 
     def close(self) -> None:
-        """Close it; what it waits for is given up."""
-        self._transport.close()
+        """Close it; what it waits for is given up, and what is not sent yet is dropped."""
+        self._transport.abort()
 
     def _fail(self, why: str) -> None:
         if self._reply is not None and not self._reply.done():
@@ -83,7 +83,7 @@ class Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._fail(f"not a reply of HTTP: {error!r}")
-            self._transport.close()
+            self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the reply."""
@@ -95,7 +95,7 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         """Close it where nobody has asked: what comes must not become the answer to the next request."""
         if self._reply is None or self._reply.done():
-            self._transport.close()
+            self._transport.abort()
 
     def on_body(self, body: bytes) -> None:
         """Keep a piece of the body, as long as it is not too large."""

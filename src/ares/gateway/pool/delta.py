@@ -1,5 +1,7 @@
 """What an instance has generated, as its replies have it, and how a request to it can fail (vLLM 0.32)."""
 
+from typing import Annotated
+
 import msgspec
 
 from ares.protocol.fields import REPETITION, REPETITION_DETECTED
@@ -17,10 +19,14 @@ class EngineRefusedError(Exception):
         self.status = status
 
 
+# Tokenizers and the index of cached prompts take no others.
+_TokenId = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+
+
 class TokenLogprob(msgspec.Struct):
     """One candidate token: its id and log probability."""
 
-    token_id: int
+    token_id: _TokenId
     logprob: float
 
 
@@ -39,7 +45,7 @@ class Logprobs(msgspec.Struct):
 class Delta(msgspec.Struct):
     """New tokens of a stream, and why it ended if it did."""
 
-    token_ids: list[int] | None = None
+    token_ids: list[_TokenId] | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     logprobs: Logprobs | None = None

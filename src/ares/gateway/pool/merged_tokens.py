@@ -3,10 +3,10 @@
 The stream of the reply has all of them. The step channel (`messages.StepTokens`) has them earlier, and may lose some.
 """
 
-# While so many tokens wait for their reader, no more are taken early: a stream can be paused, the step channel cannot.
-_MOST_WAITING = 1024
-# Steps that are kept while tokens before them are missing.
-_MOST_BEYOND = 64
+# So many tokens are taken before the stream has brought them: a stream can be paused, the step channel cannot.
+_MOST_AHEAD = 1024
+# Tokens that are kept while others before them are missing.
+_MOST_BEYOND = 256
 
 
 class DifferentTokensError(RuntimeError):
@@ -43,10 +43,13 @@ class MergedTokens:
         """Add tokens of the step channel, `position` tokens behind the first one; what is too much is left out."""
         repeated = self._known - position
         if repeated < 0:
-            if len(self._beyond) < _MOST_BEYOND:
+            kept = sum(len(others) for _, others in self._beyond)
+            if token_ids and kept + len(token_ids) <= _MOST_BEYOND:
                 self._beyond.append((position, token_ids))
-        elif repeated < len(token_ids) and len(self._waiting) < _MOST_WAITING:
+        elif repeated < len(token_ids):
             new = token_ids[repeated:] if repeated else token_ids
+            if len(self._ahead) + len(new) > _MOST_AHEAD:
+                return
             self._known += len(new)
             self.early_tokens += len(new)
             self._ahead += new
@@ -66,6 +69,11 @@ class MergedTokens:
             beyond, self._beyond = self._beyond, []
             for position, early in beyond:
                 self.early(position, early)
+
+    def end(self) -> None:
+        """Note that the stream has brought all tokens; DifferentTokensError where more than those have come."""
+        if self._ahead:
+            raise DifferentTokensError("the step channel has brought more tokens than the reply")
 
     def take(self) -> list[list[int]]:
         """Return the tokens that were not taken yet, by the step that generated them."""

@@ -182,8 +182,8 @@ class Stream(asyncio.Protocol):
         self._transport.write(request)
 
     def close(self) -> None:
-        """Close the connection: the engine aborts what still runs."""
-        self._transport.close()
+        """Close the connection: the engine aborts what still runs. What is not sent yet of the request is dropped."""
+        self._transport.abort()
 
     async def _read(self) -> bytes:
         """Return the data that has arrived, or wait for some; empty at the end."""
@@ -216,6 +216,8 @@ class Stream(asyncio.Protocol):
             return batch
         for delta in batch:
             merged.streamed(delta.token_ids or [])
+            if delta.finish_reason not in (None, "abort"):  # what has come before an abort is of the output
+                merged.end()
         deltas = [Delta(token_ids=token_ids) for token_ids in merged.take()]
         if batch and (last := batch[-1]).finish_reason is not None:
             end = deltas[-1] if deltas else Delta(token_ids=[])
@@ -263,7 +265,7 @@ class Stream(asyncio.Protocol):
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
             self._lose(error)
-            self._transport.close()
+            self._transport.abort()
         self.wake()
 
     def connection_lost(self, exc: Exception | None) -> None:

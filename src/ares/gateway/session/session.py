@@ -9,7 +9,8 @@ from ares.gateway.openai.sampling import Sampling
 from ares.gateway.pool.delta import Delta, EngineLostError, EngineRefusedError
 from ares.gateway.pool.instance import Instance
 from ares.gateway.session.fitness import unfit
-from ares.gateway.session.handover import Handover, HandoverError, HandoverState, MigrationRecord, NotMovableError
+from ares.gateway.session.handover import HandoverState, MigrationRecord, NotMovableError
+from ares.gateway.session.handovers import CutWithoutHandoverError, Handovers
 from ares.gateway.session.objectives import ORDINARY, Objective
 from ares.gateway.session.output import Emit, Output, Relay
 from ares.gateway.session.pending_call import PendingCall, is_unresponsive
@@ -25,10 +26,6 @@ from ares.protocol.messages import Row
 
 # Tokens after which a loss counts no more: a request that breaks every instance does not get so far.
 _OUTLIVED_TOKENS = 64
-
-
-class CutWithoutHandoverError(EngineLostError):
-    """The source has ended the request for a hand-over that did not follow; the source itself is healthy."""
 
 
 class InstanceSelector(Protocol):
@@ -160,7 +157,7 @@ class Session:
         self._segment: Segment | None = None
         # Tokens of the segment have come and it has not ended.
         self._streaming = False
-        self._handover: Handover | None = None
+        self._handovers = Handovers(id, self.placement, handover_timeout_s, tuning)
         # A suspension is under way.
         self._suspending = False
         # A suspension found nothing to cut, since the instance did not run it, and has closed its stream instead.
@@ -194,17 +191,17 @@ class Session:
     @property
     def waits(self) -> bool:
         """Whether it waits for its next token outside decode, be it in the own queue of an instance."""
-        return self.phase is not Phase.DECODE or not (self._streaming or self._handover)
+        return self.phase is not Phase.DECODE or not (self._streaming or self._handovers.current)
 
     @property
     def moving(self) -> bool:
         """Whether a hand-over, or a copy ahead of one, is under way."""
-        return self._handover is not None or self.precopy_target is not None
+        return self._handovers.current is not None or self.precopy_target is not None
 
     @property
     def incoming(self) -> Instance | None:
         """The instance that a hand-over is bringing it to."""
-        handover = self._handover
+        handover = self._handovers.current
         return handover.target if handover and self._segment is handover.source else self.precopy_target
 
     def unmovable_now(self) -> str | None:
@@ -292,7 +289,7 @@ class Session:
                     if complete:
                         return
                     suspended = self._suspending
-                    following = None if suspended else await self._follow_handover(segment)
+                    following = None if suspended else await self._handovers.follow(segment)
                 except EngineLostError as error:
                     suspended = self._withdrawn
                     self._end_span(segment, None if suspended or segment is self._aborted else error)
@@ -381,7 +378,7 @@ class Session:
         -------
         True where the output is complete, False where the segment was cut, for a hand-over or a suspension.
         """
-        arriving = self._handover
+        arriving = self._handovers.current
         relay = Relay(segment.stream, self.output, emit)
         try:
             async with asyncio.timeout(self.handover_timeout_s if arriving else None) as limit:
@@ -389,7 +386,10 @@ class Session:
                     if arriving is not None:
                         # The first tokens after a hand-over: it has worked.
                         limit.reschedule(None)
-                        self._complete_handover(arriving)
+                        self.moved_at = time.monotonic()
+                        arriving.record.stall_s = self.moved_at - self.output.last_token_at
+                        self.moves += 1
+                        self._handovers.end(arriving, HandoverState.MOVED)
                         arriving = None
                     if not self._streaming:
                         self._streaming = True
@@ -422,45 +422,26 @@ class Session:
             segment.stream.close()
         return True
 
-    async def _follow_handover(self, source: Segment) -> Segment:
-        """Return the segment that continues one which was cut."""
-        handover = self._handover
-        try:
-            if handover is None:
-                raise HandoverError("no hand-over is under way")
-            async with asyncio.timeout(self.tuning.report_lag_s):
-                await handover.until_cut()
-        except (HandoverError, TimeoutError) as error:
-            # Cut and pinned, but how to pull it is not known in time.
-            self.placement.pinned_kv.add(source.instance, source.key)
-            raise CutWithoutHandoverError(f"the request was cut and no instance took it over: {error}") from error
-        handover.note_source_relayed()
-        try:
-            async with asyncio.timeout(self.handover_timeout_s):
-                return await handover.until_accepted()
-        except (HandoverError, EngineLostError, EngineRefusedError, TimeoutError) as error:
-            raise EngineLostError(f"the target did not take it: {error}") from error
-
     async def _recover(self, lost: Segment, error: EngineLostError, emit: Emit) -> Segment | None:
         """Resume from the tokens after a loss; None where the output is complete.
 
         There are three cases: where a hand-over was under way and the source broke off after the cut, at its target;
         where the instance still takes work, there; or anywhere, as after a suspension.
         """
-        handover, source = self._handover, lost.instance
+        handover, source = self._handovers.current, lost.instance
         self._suspending = False
         if handover is not None:
             source = handover.source.instance
-            missing = self._missing_at_target(handover, lost)
+            missing = self._handovers.missing_after_loss(lost)
             if missing is not None:
                 # What the source had generated is not generated again.
                 if missing and await self.output.deliver([Delta(token_ids=missing)], emit):
                     return None
                 try:
-                    return await self._follow_handover(lost)
+                    return await self._handovers.follow(lost)
                 except EngineLostError as second:
                     error = second
-            self._end_handover(handover, HandoverState.RETURNED)
+            self._handovers.end(handover, HandoverState.RETURNED)
         elif lost is not self._aborted and not isinstance(error, CutWithoutHandoverError):
             lost.instance.health.connection_failed()
             outlived = (len(self.emitted) - self._lost_at) // _OUTLIVED_TOKENS
@@ -472,17 +453,6 @@ class Session:
         if source.takes("decode") and unfit(self.placement, source.state, None) is None:
             return await self._start_decode(source, None)
         return await self._resume(emit)
-
-    def _missing_at_target(self, handover: Handover, lost: Segment) -> list[int] | None:
-        """Return tokens of a source that broke off after the cut, for the client to get from the source's answer.
-
-        None where it is not the source that was lost, or not all that it generated is known.
-        """
-        if lost is not handover.source or handover.source_relayed:
-            return None
-        missing = handover.missing(len(self.emitted))
-        # The answer has no log probabilities.
-        return None if missing and self.sampling.parameters.get("logprobs") is not None else missing
 
     def _check_resumable(self, error: EngineLostError) -> None:
         """Raise EngineLostError where the output cannot be continued exactly, or was lost too often."""
@@ -498,9 +468,9 @@ class Session:
         if self._segment is not None:
             self._segment.stream.close()
             self._end_span(self._segment)
-        if (handover := self._handover) is not None:
+        if (handover := self._handovers.current) is not None:
             outcome = HandoverState.FINISHED_FIRST if self.output.finished else HandoverState.CANCELLED
-            self._end_handover(handover, outcome)
+            self._handovers.end(handover, outcome)
         self.placement.pinned_kv.close()
 
     # --- moves and suspensions ---
@@ -513,26 +483,7 @@ class Session:
         NotMovableError
             It cannot be moved now; nothing was changed.
         """
-        source = self._movable_segment()
-        record = MigrationRecord(request_id=self.id, source=source.instance.name, target=target.name, reason=reason)
-        handover = self._handover = Handover(source, target, record)
-        key = self.placement.next_key()
-        if target.state.hello is not None and target.state.hello.expects:
-            await target.control.expect(key, self.tuning.expect_s)
-        kv_transfer_params = await self._cut_source(handover)
-        if kv_transfer_params is None:
-            return record
-        if handover.missing(len(self.emitted)) is None:
-            await handover.until_source_relayed()
-        if handover.ended:
-            return record
-        await self._start_target(handover, kv_transfer_params, key)
-        await handover.until_ended()
-        if handover.state is HandoverState.MOVED:
-            received = await target.control.until_kv_received(key, self.tuning.report_lag_s)
-            if received is not None:
-                record.pulled_tokens, record.queued_s = received.pulled, received.queued_s
-        return record
+        return await self._handovers.hand_over(self._movable_segment(), target, reason)
 
     async def suspend(self) -> str:
         """Stop generating and give the KV up until it is admitted again; return how that went, in one word.
@@ -552,7 +503,7 @@ class Session:
             if self._segment is source:  # if it is cut after all, it resumes from its tokens
                 self._suspending = False
             return "source_silent"
-        if cut.outcome == CutOutcome.NOT_RUNNING and self._segment is source and self._handover is None:
+        if cut.outcome == CutOutcome.NOT_RUNNING and self._segment is source and self._handovers.current is None:
             self._withdrawn = True
             self.suspensions += 1
             source.stream.close()
@@ -571,52 +522,3 @@ class Session:
         if refusal is not None or segment is None:
             raise NotMovableError(refusal or "not_decoding")
         return segment
-
-    async def _cut_source(self, handover: Handover) -> dict[str, Any] | None:
-        """Let the source end the request and pin its KV; return how to pull it, None where the hand-over is over."""
-        source = handover.source
-        try:
-            cut = await source.instance.control.cut(source.key, self.handover_timeout_s)
-        except TimeoutError:
-            # If the cut happens after all, the stream ends early and the session resumes from its tokens.
-            self._end_handover(handover, HandoverState.SOURCE_SILENT)
-            return None
-        if cut.outcome != CutOutcome.PINNED:
-            not_running = cut.outcome == CutOutcome.NOT_RUNNING
-            self._end_handover(handover, HandoverState.NOT_RUNNING if not_running else HandoverState.FINISHED_FIRST)
-            return None
-        if handover.ended:  # the client left, or the source died
-            await source.instance.control.release(source.key)
-            return None
-        self.placement.pinned_kv.add(source.instance, source.key)
-        handover.note_cut(cut)
-        return cut.kv_transfer_params
-
-    async def _start_target(self, handover: Handover, kv_transfer_params: dict[str, Any], key: str) -> None:
-        """Ask the target to continue the request, under `key`."""
-        target = handover.target
-        handover.ask()
-        try:
-            async with asyncio.timeout(self.handover_timeout_s):
-                tokens = self.emitted + (handover.missing(len(self.emitted)) or [])
-                segment = await self.placement.open(target, tokens, kv_transfer_params, key)
-        except (EngineLostError, EngineRefusedError, TimeoutError) as error:
-            if not isinstance(error, EngineRefusedError):
-                target.health.connection_failed()
-            handover.refuse(error)
-            return
-        if not handover.accept(segment):
-            segment.stream.close()
-            segment.span.end()
-
-    def _complete_handover(self, handover: Handover) -> None:
-        """Note that the first tokens have come from the target."""
-        self.moved_at = time.monotonic()
-        handover.record.stall_s = self.moved_at - self.output.last_token_at
-        self.moves += 1
-        self._end_handover(handover, HandoverState.MOVED)
-
-    def _end_handover(self, handover: Handover, outcome: HandoverState) -> None:
-        if self._handover is handover:
-            self._handover = None
-        handover.end(outcome)

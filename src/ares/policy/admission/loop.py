@@ -394,7 +394,7 @@ def choose_instance(
                 tight = point
                 break
         if peak <= most:
-            best, best_share = instance, (peak - lead) / limit[instance]
+            best, best_share = instance, (peak - lead) / max(limit[instance], 1)
     return best
 
 

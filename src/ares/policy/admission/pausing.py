@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ares.policy.admission.base import Admission, AdmissionDecision, Candidates, Progress, register
-from ares.policy.cluster import Cluster, IntArray
+from ares.policy.cluster import BoolArray, Cluster, IntArray
 from ares.policy.settings import in_range
 
 
@@ -138,10 +138,11 @@ class Pausing(Admission):
         return plans
 
 
-def _least_loaded(load: IntArray, capacity: IntArray, allowed: object) -> int:
-    share = np.where(allowed, load / np.maximum(capacity, 1), np.inf)  # type: ignore[call-overload]
-    best = int(np.argmin(share))
-    return best if np.isfinite(share[best]) else -1
+def _least_loaded(load: IntArray, capacity: IntArray, allowed: BoolArray) -> int:
+    if not allowed.any():
+        return -1
+    share = np.where(allowed, load / np.maximum(capacity, 1), np.inf)
+    return int(np.argmin(share))
 
 
 def _mean(plans: list[_InstancePlan]) -> float:
