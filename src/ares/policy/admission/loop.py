@@ -147,7 +147,7 @@ def _whose_turn(why: int, due: int, must: bool, queue: Queue, place: int, age: i
         return due
     if place == len(queue.order):
         return NONE
-    return queue.by_age[age] if why == OLDEST else queue.order[place]
+    return int(queue.by_age[age] if why == OLDEST else queue.order[place])
 
 
 @inlined
