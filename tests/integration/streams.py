@@ -5,6 +5,7 @@ import itertools
 import random
 import time
 
+from ares.local_cluster import cluster as local
 from tests.integration.client import Client, Output
 from tests.integration.tiny_model import VOCABULARY
 
@@ -13,6 +14,11 @@ LENGTH = 500
 # a machine that does other work.
 RESUMED_S = 20.0
 _seeds = itertools.count(7000)
+
+
+def losses(cluster: local.Cluster) -> int:
+    """Count how often the gateway has lost an instance: on a busy machine one may be silent for too long."""
+    return (cluster.log_folder / "gateway.log").read_text().count(" is lost: ")
 
 
 class Streams:

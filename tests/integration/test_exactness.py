@@ -1,17 +1,22 @@
 """I1-I5 on real engines: greedy tokens of moved requests equal the unmoved ones, none lost, none doubled."""
 
 import asyncio
+import itertools
 import random
 from collections import Counter
 
 import pytest
 
+from ares.local_cluster import cluster as local
 from tests.integration.client import Client
+from tests.integration.streams import losses
 from tests.integration.tiny_model import VOCABULARY
 
 # Around block boundaries (128 tokens), far from them, and over several blocks.
 LENGTHS = (1, 100, 126, 127, 128, 129, 255, 256, 300, 600)
 STREAMS = 10
+# Seeds: a test that fails runs once more, on the same cluster.
+_attempts = itertools.count(7)
 
 
 def prompts(seed: int = 5) -> list[list[int]]:
@@ -29,15 +34,16 @@ async def test_the_model_notices_every_token_of_its_context(client: Client) -> N
 
 
 @pytest.mark.gpu_defaults
-async def test_concurrent_streams_moved_again_and_again_are_token_exact(client: Client) -> None:
+async def test_concurrent_streams_moved_again_and_again_are_token_exact(client: Client, cluster: local.Cluster) -> None:
     length = 120 if client.slow else 800
-    fresh = prompts(seed=7)  # seen by no other test, so that nothing of them is cached anywhere
+    attempt, lost = next(_attempts), losses(cluster)
+    fresh = prompts(attempt)  # seen by no other test, so that nothing of them is cached anywhere
     instances = ("decode-0", "decode-1")
     hits = {name: await client.engine_metric(name, "vllm:external_prefix_cache_hits_total") for name in instances}
     early = await client.gateway_metric("ares_output_step_tokens_total")
     expired = {name: await client.engine_metric(name, "vllm:nixl_num_kv_expired_reqs_total") for name in instances}
 
-    streams = [client.stream(f"exact-{n}", prompt, length) for n, prompt in enumerate(fresh)]
+    streams = [client.stream(f"exact-{attempt}-{n}", prompt, length) for n, prompt in enumerate(fresh)]
     generator = random.Random(6)
     outcomes: Counter[str] = Counter()
 
@@ -50,7 +56,7 @@ async def test_concurrent_streams_moved_again_and_again_are_token_exact(client: 
             await asyncio.sleep(generator.uniform(0.05, 0.2))
         return moved
 
-    moves = await asyncio.gather(*(keep_moving(f"exact-{n}", task) for n, (_, task) in enumerate(streams)))
+    moves = await asyncio.gather(*(keep_moving(f"exact-{attempt}-{n}", task) for n, (_, task) in enumerate(streams)))
     outputs = [await task for _, task in streams]
 
     assert [output.error for output in outputs] == [None] * STREAMS
@@ -61,16 +67,17 @@ async def test_concurrent_streams_moved_again_and_again_are_token_exact(client: 
     # The KV really came over: vLLM's own counters rise by what the moves and the prefills say, and no lease ended.
     await client.quiet()
     history = (await client.status())["migrations"]
-    records = [r for r in history if r["request_id"].startswith("exact-") and r["outcome"] == "moved"]
+    records = [r for r in history if r["request_id"].startswith(f"exact-{attempt}-") and r["outcome"] == "moved"]
     # None would mean that the target never said; 0 is right where its prefix cache still had all full blocks.
     assert all(r["pulled_tokens"] is not None for r in records), records
     risen = sum(
         [await client.engine_metric(name, "vllm:external_prefix_cache_hits_total") - hits[name] for name in instances]
     )
-    ahead = sum(r["precopied_tokens"] for r in history if r["request_id"].startswith("exact-"))
-    assert risen == sum(r["pulled_tokens"] for r in records) + ahead + sum(LENGTHS[:STREAMS]), outcomes
-    for name in instances:
-        assert await client.engine_metric(name, "vllm:nixl_num_kv_expired_reqs_total") == expired[name]
+    ahead = sum(r["precopied_tokens"] for r in history if r["request_id"].startswith(f"exact-{attempt}-"))
+    if losses(cluster) == lost:  # requests of a lost instance are prefilled and pulled again
+        assert risen == sum(r["pulled_tokens"] for r in records) + ahead + sum(LENGTHS[:STREAMS]), outcomes
+        for name in instances:
+            assert await client.engine_metric(name, "vllm:nixl_num_kv_expired_reqs_total") == expired[name]
 
     # Only now, so that each of the prefills above was pulled whole.
     expected = await asyncio.gather(*(client.complete(prompt, length) for prompt in fresh))

@@ -26,6 +26,7 @@ from ares.predictor import shards
 from ares.protocol import messages
 from tests.integration.client import Client
 from tests.integration.conftest import FORKED, GPU_DEFAULTS, STOCK, TINY_FLAGS, Environments
+from tests.integration.streams import losses
 from tests.integration.test_predictor import make_checkpoint, offline, telemetry
 from tests.waiting import eventually
 
@@ -38,6 +39,8 @@ OFFSETS = range(-4, 5)
 NEXT_TO_IT = (-1, 0, 1)
 DECODE = ("decode-0", "decode-1")
 SEARCH_S = 240.0
+# Of the rounds of prompts: a test that fails runs once more, on the same instances.
+_numbers = itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -152,11 +155,6 @@ async def test_hand_overs_without_moves(client: Client, row: Row) -> None:
     assert 0 < accepted < drafted
 
 
-def losses(cluster: local.Cluster) -> int:
-    """Count how often the gateway has lost an instance: on a busy machine one may be silent for too long."""
-    return (cluster.log_folder / "gateway.log").read_text().count(" is lost: ")
-
-
 async def test_moves_at_every_position_around_a_block_boundary(
     client: Client, row: Row, speculating: local.Cluster, at_length: bool
 ) -> None:
@@ -166,7 +164,7 @@ async def test_moves_at_every_position_around_a_block_boundary(
     modes: set[str] = set()
     deadline = time.monotonic() + SEARCH_S
     boundary = {offset % BLOCK for offset in (OFFSETS if at_length else NEXT_TO_IT)}
-    for number in itertools.count(1):
+    for number in _numbers:
         fresh, lost = prompts(row, number), losses(speculating)
         hits = await counted(client, "vllm:external_prefix_cache_hits_total")
         expired = await counted(client, "vllm:nixl_num_kv_expired_reqs_total")
