@@ -33,7 +33,7 @@ TINY_FLAGS = ("--dtype", "float32", "--max-model-len", "4096", "--kv-cache-memor
 # They act on the gateway; the instances' own API answers without them.
 GATEWAY_FLAGS = ("--enable-prompt-tokens-details", "--enable-auto-tool-choice", "--tool-call-parser", "hermes")
 STOCK, GPU_DEFAULTS = "v1", "v2-async"
-OWN_INSTANCES = "own-instances"
+OWN_INSTANCES, APART = "own-instances", "test_speculative_decoding"
 # Instances of the tests start in a fraction of the time so; `ares up` and restarts are tested as a user has them.
 FORKED = "ares_dev.forked_engine"
 RECORDINGS = "recordings"
@@ -50,10 +50,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 class ByRow(LoadScopeScheduling):  # type: ignore[misc] # xdist ships no types
-    """Gives each row of the shared cluster, and all tests with instances of their own, to a process as a whole."""
+    """Gives each row of the shared cluster, and the tests with instances of their own, to a process as a whole.
+
+    The longest file of those is apart: it and the row of the GPU's defaults take equally long, and run side by side.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
-        case = nodeid.partition("[")[2]
+        name, _, case = nodeid.partition("[")
+        if APART in name:
+            return APART
         return next((row for row in (STOCK, GPU_DEFAULTS) if case.startswith(row)), OWN_INSTANCES)
 
 

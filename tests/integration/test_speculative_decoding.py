@@ -35,6 +35,7 @@ pytestmark = pytest.mark.timeout(600)
 # The smallest that vLLM's attention takes on a CPU; the class-level tests have smaller ones.
 BLOCK = 32
 TOKENS = 90
+FEW_TOKENS = 40
 OFFSETS = range(-4, 5)
 NEXT_TO_IT = (-1, 0, 1)
 DECODE = ("decode-0", "decode-1")
@@ -119,10 +120,10 @@ def prompts(row: Row, round_: int) -> list[list[int]]:
     return [[generator.randrange(10, 40) for _ in range(3 * BLOCK + offset)] for offset in OFFSETS]
 
 
-async def unmoved(client: Client, prompt: list[int], parameters: dict[str, Any]) -> list[int]:
+async def unmoved(client: Client, prompt: list[int], parameters: dict[str, Any], tokens: int = TOKENS) -> list[int]:
     """Ask one engine for the whole output."""
     url = next(i["url"] for i in (await client.status())["instances"] if i["name"] == "decode-1")
-    sampling = {"temperature": 0, "ignore_eos": True, "max_tokens": TOKENS, "detokenize": False, **parameters}
+    sampling = {"temperature": 0, "ignore_eos": True, "max_tokens": tokens, "detokenize": False, **parameters}
     async with client.http.post(
         f"{url}/inference/v1/generate", json={"token_ids": prompt, "sampling_params": sampling}
     ) as reply:
@@ -147,8 +148,8 @@ async def test_hand_overs_without_moves(client: Client, row: Row) -> None:
     accepted = await counted(client, "vllm:spec_decode_num_accepted_tokens_total")
     drafted = await counted(client, "vllm:spec_decode_num_draft_tokens_total")
     fresh = prompts(row, 0)
-    found = await asyncio.gather(*(client.complete(prompt, TOKENS, **row.parameters) for prompt in fresh))
-    expected = await asyncio.gather(*(unmoved(client, prompt, row.parameters) for prompt in fresh))
+    found = await asyncio.gather(*(client.complete(prompt, FEW_TOKENS, **row.parameters) for prompt in fresh))
+    expected = await asyncio.gather(*(unmoved(client, prompt, row.parameters, FEW_TOKENS) for prompt in fresh))
     assert [reply["choices"][0]["token_ids"] for reply in found] == expected
     accepted = await counted(client, "vllm:spec_decode_num_accepted_tokens_total") - accepted
     drafted = await counted(client, "vllm:spec_decode_num_draft_tokens_total") - drafted
