@@ -461,7 +461,7 @@ class Gateway:
         """Migrate a session, if it can be now; the migration continues when its caller is cancelled.
 
         Three layers: this one checks the target and chooses the mode, `precopy.migrate` copies the full blocks ahead
-        where that is the mode, and `Session.hand_over` moves the running request.
+        where that is the mode, and `Handovers.hand_over` moves the running request.
 
         Raises
         ------

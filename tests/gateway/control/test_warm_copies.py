@@ -177,7 +177,7 @@ async def test_logged_copies_are_decided_again(model_folder: Path, tmp_path: Pat
             await client.finish()
     again = replay(log, None)
     assert again.differences == []
-    assert again.logged["copy"] >= 1
+    assert again.logged["copy"] > 1
     assert '"resumption"' in log.read_text()
     assert replay(log, "ares").made["copy"] == 0, "it copies nothing"
 

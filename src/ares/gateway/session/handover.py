@@ -99,7 +99,7 @@ TRANSITIONS: dict[HandoverState, frozenset[HandoverState]] = {
 class Handover:
     """A hand-over under way.
 
-    Two tasks drive it. `Session.hand_over` asks source and target: it goes from `CUTTING` to `ACCEPTED` or
+    Two tasks drive it. `Handovers.hand_over` asks source and target: it goes from `CUTTING` to `ACCEPTED` or
     `REFUSED`. The session's run relays the source's tokens to the client, then the target's, and ends the hand-over.
     The target may generate before the source's last tokens have been relayed; `source_relayed` is whether they have.
 

@@ -1,7 +1,7 @@
 """Live pre-copy: the full blocks of a running request go to its target while it still runs; then it is handed over.
 
 The source pins the blocks (`messages.Copy`), and a request that is only there to pull KV brings them into the target's
-prefix cache. The hand-over that follows is the ordinary one (gateway/session/session.py): it pulls what the prefix
+prefix cache. The hand-over that follows is the ordinary one (gateway/session/handovers.py): it pulls what the prefix
 cache lacks. Should the blocks have been evicted meanwhile, that is everything.
 """
 
