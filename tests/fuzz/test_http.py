@@ -16,10 +16,12 @@ from ares.engine import identity as instance
 from ares.engine.plugin import InstancePlugin
 from ares.gateway.openai.replies import Choice, Envelope
 from ares.gateway.openai.text import Detokenizer, TextModel
+from ares.gateway.pool.connection import BrokenReplyError, Connection
 from ares.gateway.pool.delta import EngineLostError, EngineRefusedError
 from ares.gateway.pool.stream import Stream
 from tests.fuzz.cases import edited, fuzz, json_texts, noise, warped
 from tests.fuzz.service import MODEL, Service
+from tests.transports import Nowhere
 
 STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 GENERATE = {
@@ -168,23 +170,14 @@ _refused = b'HTTP/1.1 400 Bad Request\r\ncontent-length: 27\r\n\r\n{"error":{"me
 _from_engine = noise(_whole, _refused) | warped(_chunk, _failure).map(lambda event: _streamed(event, "[DONE]"))
 
 
-class _Transport(asyncio.Transport):
-    """Goes nowhere."""
-
-    def pause_reading(self) -> None: ...
-
-    def resume_reading(self) -> None: ...
-
-    def abort(self) -> None: ...
-
-
 async def _read(data: bytes, text_model: TextModel) -> None:
-    stream = Stream()
-    stream.connection_made(_Transport())
-    stream.data_received(data)
-    stream.connection_lost(None)
-    with contextlib.suppress(EngineLostError, EngineRefusedError):
-        if await stream.status != 200:
+    connection, stream = Connection(), Stream()
+    connection.connection_made(Nowhere())
+    connection.send(b"", stream)
+    connection.data_received(data)
+    connection.connection_lost(None)
+    with contextlib.suppress(BrokenReplyError, EngineLostError, EngineRefusedError):
+        if await stream.ready != 200:
             await stream.text()
             return
         choice = Choice(

@@ -82,8 +82,9 @@ async def test_held_and_suspended_requests_lose_nothing(
             await asyncio.gather(*(taker.task for taker in (*long, *short)))
         assert gateway.controller.suspensions > 0
         assert gateway.controller.waiting == gateway.controller.suspended == 0
-    for taker in (*short, *long):
-        reply = await client.complete(taker.prompt, taker.count)
+    takers = (*short, *long)
+    undisturbed = await asyncio.gather(*(client.complete(taker.prompt, taker.count) for taker in takers))
+    for taker, reply in zip(takers, undisturbed, strict=True):
         assert taker.tokens == reply["choices"][0]["token_ids"]
     again = replay(log, None)
     assert again.differences == []

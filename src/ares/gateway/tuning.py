@@ -53,7 +53,7 @@ class Tuning:
     kept_connection_s: float = 4.0
     """After its last reply, a connection is used again only so soon: servers close idle ones, vLLM's after 5 s
     (`VLLM_HTTP_TIMEOUT_KEEP_ALIVE`)."""
-    kept_connections: int = 64
+    kept_connections: int = 256
     """Connections to an instance that are kept for other requests."""
     chunk_tokens: int = 32
     """Where an instance sends tokens after each step, its replies have them in chunks of so many (`stream_interval`):

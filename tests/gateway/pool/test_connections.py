@@ -6,8 +6,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from ares.gateway.pool.connections import BrokenReplyError, Connection, Connections
-from ares.gateway.tuning import Tuning
+from ares.gateway.pool.connection import BrokenReplyError, Connection
+from ares.gateway.pool.connections import Connections
+from ares.gateway.pool.whole_reply import WholeReply
+from ares.gateway.tuning import DEFAULT, Tuning
 
 REQUEST = b"POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -52,23 +54,28 @@ async def client(server: Server) -> AsyncIterator[Connections]:
     made.close()
 
 
+async def ask(client: Connections) -> tuple[int, bytes]:
+    reply = await client.send(REQUEST, lambda: WholeReply(DEFAULT.reply_bytes))
+    return reply.ready.result(), reply.body
+
+
 async def test_a_connection_is_used_again(server: Server, client: Connections) -> None:
     for _ in range(3):
-        assert await client.ask(REQUEST) == (200, b"ok")
+        assert await ask(client) == (200, b"ok")
     assert server.connections == 1
 
 
 async def test_requests_at_the_same_time_have_connections_of_their_own(server: Server, client: Connections) -> None:
-    assert await asyncio.gather(*(client.ask(REQUEST) for _ in range(3))) == [(200, b"ok")] * 3
+    assert await asyncio.gather(*(ask(client) for _ in range(3))) == [(200, b"ok")] * 3
     assert server.connections == 3
-    await client.ask(REQUEST)
+    await ask(client)
     assert server.connections == 3
 
 
 async def test_at_most_so_many_are_kept(server: Server) -> None:
     client = Connections("127.0.0.1", server.port, None, Tuning(kept_connections=2))
-    await asyncio.gather(*(client.ask(REQUEST) for _ in range(3)))
-    await asyncio.gather(*(client.ask(REQUEST) for _ in range(3)))
+    await asyncio.gather(*(ask(client) for _ in range(3)))
+    await asyncio.gather(*(ask(client) for _ in range(3)))
     client.close()
     assert server.connections == 4
 
@@ -83,14 +90,14 @@ async def test_at_most_so_many_are_kept(server: Server) -> None:
 async def test_a_server_that_does_not_keep_it(server: Server, client: Connections, reply: bytes) -> None:
     server.reply = [reply]
     for _ in range(2):
-        assert await client.ask(REQUEST) == (200, b"ok")
+        assert await ask(client) == (200, b"ok")
     assert server.connections == 2
 
 
 async def test_one_that_was_idle_for_long_is_not_used(server: Server) -> None:
     client = Connections("127.0.0.1", server.port, None, Tuning(kept_connection_s=-1.0))
     for _ in range(2):
-        await client.ask(REQUEST)
+        await ask(client)
     client.close()
     assert server.connections == 2
 
@@ -106,19 +113,19 @@ async def test_one_that_the_server_has_closed_is_not_used(
         lost.set()
 
     monkeypatch.setattr(Connection, "connection_lost", noted)
-    await client.ask(REQUEST)
+    await ask(client)
     server.writers[0].close()
     async with asyncio.timeout(30):
         await lost.wait()
-    assert await client.ask(REQUEST) == (200, b"ok")
+    assert await ask(client) == (200, b"ok")
     assert server.connections == 2
 
 
 async def test_one_that_the_server_closes_as_it_is_used_again_is_replaced(server: Server, client: Connections) -> None:
     """An idle connection may be closed while a request is on its way: nobody has read that."""
-    await client.ask(REQUEST)
+    await ask(client)
     server.writers[0].close()
-    assert await client.ask(REQUEST) == (200, b"ok")
+    assert await ask(client) == (200, b"ok")
     assert server.connections == 2
 
 
@@ -127,7 +134,7 @@ async def test_a_reply_in_pieces_after_one_that_announces_it(server: Server, cli
     whole = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 404 No\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks
     server.reply = [whole[n : n + 1] for n in range(len(whole))]
     for _ in range(2):
-        assert await client.ask(REQUEST) == (404, b"none!")
+        assert await ask(client) == (404, b"none!")
     assert server.connections == 1
 
 
@@ -142,14 +149,14 @@ async def test_a_reply_in_pieces_after_one_that_announces_it(server: Server, cli
 async def test_no_whole_reply(server: Server, client: Connections, reply: list[bytes], why: str) -> None:
     server.reply = reply
     with pytest.raises(BrokenReplyError, match=why):
-        await client.ask(REQUEST)
+        await ask(client)
     server.reply = [OK]
-    assert await client.ask(REQUEST) == (200, b"ok")
+    assert await ask(client) == (200, b"ok")
 
 
 async def test_what_is_given_up_is_closed(server: Server, client: Connections) -> None:
     server.reply = []
-    asked = asyncio.create_task(client.ask(REQUEST))
+    asked = asyncio.create_task(ask(client))
     async with asyncio.timeout(30):
         while not server.connections:  # noqa: ASYNC110 - nothing announces it
             await asyncio.sleep(0.01)
@@ -162,7 +169,7 @@ async def test_what_is_given_up_is_closed(server: Server, client: Connections) -
 
 async def test_nobody_listens() -> None:
     with pytest.raises(ConnectionRefusedError):
-        await Connections("127.0.0.1", 1, None).ask(REQUEST)
+        await ask(Connections("127.0.0.1", 1, None))
 
 
 @pytest.mark.parametrize(
@@ -171,7 +178,7 @@ async def test_nobody_listens() -> None:
 async def test_one_with_more_than_a_reply_is_not_used_again(server: Server, client: Connections, more: bytes) -> None:
     """What came without being asked for must not become the answer to another request."""
     server.reply = [OK + more]
-    assert await client.ask(REQUEST) == (200, b"ok")
+    assert await ask(client) == (200, b"ok")
     server.reply = [b"HTTP/1.1 404 No\r\nContent-Length: 4\r\n\r\nnone"]
-    assert await client.ask(REQUEST) == (404, b"none")
+    assert await ask(client) == (404, b"none")
     assert server.connections == 2

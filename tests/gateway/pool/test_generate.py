@@ -1,4 +1,4 @@
-"""Replies without end: an instance that is broken costs its requests, not the gateway's memory."""
+"""Requests to an instance: connections that are used again, replies without end, and errors."""
 
 import asyncio
 import contextlib
@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from ares.gateway.pool.connections import Connection
+from ares.gateway.pool.connection import Connection
 from ares.gateway.pool.delta import EngineLostError, EngineRefusedError
 from ares.gateway.pool.discovery import Unusable, describe
 from ares.gateway.pool.generate import EngineClient, http_client
 from ares.gateway.pool.health import Status
 from ares.gateway.pool.stream import Stream
-from ares.gateway.tuning import DEFAULT
+from ares.gateway.tuning import DEFAULT, Tuning
 from ares.protocol.messages import NewTokens, StepTokens
 from tests.garbage import made_here
 from tests.waiting import eventually
@@ -154,6 +154,74 @@ async def test_a_request_that_is_given_up_is_not_sent_on(reply: bytes) -> None:
         assert max(received) < 10 * len(body["token_ids"])
 
 
+class Serving:
+    """An HTTP server that keeps its connections; it answers each request with a stream of one token, or half of it."""
+
+    def __init__(self) -> None:
+        self.connections = self.requests = self.broken_off = 0
+        self.half = False
+        self.padding = b""
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split()[0]))
+                self.requests += 1
+                body = self.padding + b'data: {"choices":[{"token_ids":[%d]}]}\n\n' % self.requests
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body))
+                writer.write(body[:-1] if self.half else body)
+                await writer.drain()
+        self.broken_off += self.half
+        writer.close()
+
+
+@contextlib.asynccontextmanager
+async def serving(tuning: Tuning = DEFAULT) -> AsyncIterator[tuple[Serving, EngineClient]]:
+    server = Serving()
+    async with await asyncio.start_server(server.answer, "127.0.0.1", 0) as listening, http_client() as http:
+        client = EngineClient(http, f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}", tuning)
+        yield server, client
+        client.close()
+
+
+async def tokens(stream: Stream) -> list[int]:
+    return [token async for batch in stream.batches() for delta in batch for token in delta.token_ids or []]
+
+
+async def test_streams_use_the_connection_of_one_that_has_ended() -> None:
+    async with serving() as (server, client):
+        ended = await asyncio.gather(client.stream(BODY), client.stream(BODY))
+        assert sorted([await tokens(stream) for stream in ended]) == [[1], [2]]
+        streams = await asyncio.gather(client.stream(BODY), client.stream(BODY))
+        for stream in ended:  # what has ended holds no connection that another has now
+            stream.close()
+        assert sorted([await tokens(stream) for stream in streams]) == [[3], [4]]
+        assert server.connections == 2
+
+
+async def test_a_stream_that_was_paused_leaves_a_connection_that_is_read() -> None:
+    """One that comes whole in a read, unread, is paused as it ends."""
+    async with serving(Tuning(unread_bytes=8)) as (server, client):
+        server.padding = b'data: {"choices":[]}\n\n' * 100
+        for number in (1, 2, 3):
+            stream = await client.stream(BODY)
+            await eventually(lambda: stream.connection is None, 60)  # noqa: B023 - called here
+            assert await tokens(stream) == [number]
+        assert server.connections == 1
+
+
+async def test_a_stream_that_is_closed_before_its_end_is_aborted() -> None:
+    async with serving() as (server, client):
+        server.half = True
+        (await client.stream(BODY)).close()
+        await eventually(lambda: server.broken_off, 60)
+        server.half = False
+        assert await tokens(await client.stream(BODY)) == [2]
+        assert server.connections == 2
+
+
 async def test_an_error_keeps_its_words() -> None:
     text = b'{"error": {"message": "no such model"}}'
     async with answering(404, len(text), text) as client:
@@ -188,7 +256,8 @@ async def test_a_reply_leaves_nothing_to_garbage_collection(step_tokens: bool, m
             assert list(alive[0]) == [stream]
             stream.close()
             del stream
-            await eventually(lambda: not alive[0], 60)
+            client.close()
+            await eventually(lambda: not alive[0] and not alive[1], 60)
         async with answering(200, len(whole), whole) as client:
             delta, _ = await client.complete(BODY)
             assert delta.token_ids == [7]

@@ -5,9 +5,11 @@ from collections.abc import Callable
 
 import pytest
 
+from ares.gateway.pool.connection import Connection
 from ares.gateway.pool.delta import Delta, EngineLostError, EngineRefusedError
 from ares.gateway.pool.merged_tokens import DifferentTokensError, MergedTokens
 from ares.gateway.pool.stream import Stream
+from tests.transports import Nowhere
 
 HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 ERROR = b'data: {"error":{"message":"no memory","code":503}}\n\n'
@@ -18,18 +20,29 @@ def event(*tokens: int, more: str = '"logprobs":null,"finish_reason":null,"stop_
     return b'data: {"request_id":"a","choices":[{"index":0,"token_ids":[%b],%b}]}\n\n' % (ids.encode(), more.encode())
 
 
-def opened(*reads: bytes) -> Stream:
+def opened(*reads: bytes, merged: MergedTokens | None = None) -> Stream:
     """A stream whose connection has brought these parts of its body."""
-    stream = Stream()
-    stream.connection_made(asyncio.Transport())
-    stream.data_received(HEAD)
+    connection, stream = Connection(), Stream(merged=merged)
+    connection.connection_made(Nowhere())
+    connection.send(b"", stream)
+    received(stream, HEAD)
     for data in reads:
         feed(stream, data)
     return stream
 
 
+def received(stream: Stream, data: bytes) -> None:
+    assert stream.connection is not None
+    stream.connection.data_received(data)
+
+
 def feed(stream: Stream, data: bytes) -> None:
-    stream.data_received(b"%x\r\n%b\r\n" % (len(data), data))
+    received(stream, b"%x\r\n%b\r\n" % (len(data), data))
+
+
+def lose(stream: Stream) -> None:
+    assert stream.connection is not None
+    stream.connection.connection_lost(None)
 
 
 async def waiting(stream: Stream, take: Callable[[list[Delta]], bool]) -> "asyncio.Task[list[Delta]]":
@@ -123,14 +136,14 @@ async def test_the_end_of_the_reply_wakes_the_reader() -> None:
     stream = opened()
     task = await waiting(stream, lambda _: True)
     feed(stream, event(1))
-    stream.data_received(b"0\r\n\r\n")
+    received(stream, b"0\r\n\r\n")
     assert await task == []
 
 
 async def test_the_end_with_the_last_tokens_wakes_the_reader() -> None:
     stream, data = opened(), event(1)
     task = await waiting(stream, lambda _: True)
-    stream.data_received(b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data))
+    received(stream, b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data))
     assert await task == []
 
 
@@ -138,7 +151,7 @@ async def test_a_lost_connection_wakes_the_reader() -> None:
     stream = opened()
     task = await waiting(stream, lambda _: True)
     feed(stream, event(1))
-    stream.connection_lost(None)
+    lose(stream)
     with pytest.raises(EngineLostError, match="the connection was closed"):
         await task
 
@@ -182,12 +195,7 @@ async def test_nothing_is_taken_for_a_reader_that_has_left() -> None:
 
 def early(*reads: bytes) -> Stream:
     """As `opened`, with a step channel."""
-    stream = Stream(merged=MergedTokens())
-    stream.connection_made(asyncio.Transport())
-    stream.data_received(HEAD)
-    for data in reads:
-        feed(stream, data)
-    return stream
+    return opened(*reads, merged=MergedTokens())
 
 
 ENDED = '"logprobs":null,"finish_reason":"length","stop_reason":"migrated"'
@@ -221,7 +229,7 @@ async def test_tokens_of_the_step_channel_come_before_their_events_and_once() ->
 async def test_tokens_that_come_early_are_there_when_the_stream_breaks() -> None:
     stream = early(event(5))
     stream.early(1, [6])
-    stream.connection_lost(None)
+    lose(stream)
     assert await stream.batch() == [Delta(token_ids=[5]), Delta(token_ids=[6])]
     with pytest.raises(EngineLostError):
         await stream.batch()

@@ -2,16 +2,18 @@
 
 import asyncio
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import aiohttp
 import msgspec
 
-from ares.gateway.pool.connections import BrokenReplyError, Connections
+from ares.gateway.pool.connection import BrokenReplyError
+from ares.gateway.pool.connections import Connections, ReplyT
 from ares.gateway.pool.delta import Delta, EngineLostError, EngineRefusedError
 from ares.gateway.pool.merged_tokens import MergedTokens
 from ares.gateway.pool.stream import MALFORMED, Stream
+from ares.gateway.pool.whole_reply import WholeReply
 from ares.gateway.tuning import DEFAULT, Tuning
 from ares.protocol.fields import GENERATE_ROUTE, KV_TRANSFER_PARAMS, STEP_TOKENS
 from ares.protocol.messages import StepTokens
@@ -90,26 +92,12 @@ class EngineClient:
             key = body["request_id"]
             body["sampling_params"] = {**body["sampling_params"], "stream_interval": chunk}
             body[KV_TRANSFER_PARAMS] = {**body[KV_TRANSFER_PARAMS], STEP_TOKENS: True}
-        request = self._request(body, headers)
-        stream = self._make_stream(key)
-        try:
-            async with asyncio.timeout(self._tuning.connect_s):
-                await asyncio.get_running_loop().create_connection(
-                    lambda: stream, self._host, self._port, ssl=self._tls
-                )
-        except BaseException as error:
-            self._early.pop(key or "", None)
-            if isinstance(error, OSError):  # a timeout is one too
-                raise EngineLostError(f"no connection: {error!r}") from error
-            raise
-        try:
-            stream.send(request)
-            status = await stream.status
-            if status != 200:
+        stream = await self._send(self._request(body, headers), lambda: self._make_stream(key))
+        if (status := stream.ready.result()) != 200:
+            try:
                 raise EngineRefusedError(status, _message(await stream.text()))
-        except BaseException:
-            stream.close()
-            raise
+            finally:
+                stream.close()
         return stream
 
     def early(self, event: StepTokens) -> None:
@@ -141,13 +129,9 @@ class EngineClient:
         self, body: dict[str, Any], headers: Mapping[str, str] = _NO_HEADERS
     ) -> tuple[Delta, dict[str, Any] | None]:
         """Run a generation to its end, sent with further headers; return its tokens and vLLM's kv_transfer_params."""
-        try:
-            status, data = await self._connections.ask(self._request(body, headers))
-        except OSError as error:  # a timeout is one too
-            raise EngineLostError(f"no connection: {error!r}") from error
-        except BrokenReplyError as error:
-            raise EngineLostError(f"the reply broke: {error}") from error
-        if status != 200:
+        whole = await self._send(self._request(body, headers), lambda: WholeReply(self._tuning.reply_bytes))
+        data = whole.body
+        if (status := whole.ready.result()) != 200:
             raise EngineRefusedError(status, _message(data.decode(errors="replace")))
         try:
             reply = _decode_reply(data)
@@ -158,6 +142,15 @@ class EngineClient:
     def close(self) -> None:
         """Close the connections that are not in use."""
         self._connections.close()
+
+    async def _send(self, request: bytes, make: Callable[[], ReplyT]) -> ReplyT:
+        """Send a request; return its reply when it is ready, EngineLostError where there is none."""
+        try:
+            return await self._connections.send(request, make)
+        except OSError as error:  # a timeout is one too
+            raise EngineLostError(f"no connection: {error!r}") from error
+        except BrokenReplyError as error:
+            raise EngineLostError(f"the reply broke: {error}") from error
 
     def _request(self, body: dict[str, Any], headers: Mapping[str, str]) -> bytes:
         data = _encode(body)

@@ -2,11 +2,11 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
-import httptools
 import msgspec
 
+from ares.gateway.pool.connection import BrokenReplyError, Reply
 from ares.gateway.pool.delta import Delta, EngineLostError, EngineRefusedError
 from ares.gateway.pool.merged_tokens import MergedTokens
 from ares.gateway.tuning import DEFAULT, Tuning
@@ -57,18 +57,15 @@ class _Form(NamedTuple):
 _NO_FORM = _Form(b"\0", b"\0")
 
 
-class Stream(asyncio.Protocol):
-    """An open generation on an instance, on a connection of its own. Close it to abort the generation.
-
-    In serving, a read brings one token, and the overhead of a general HTTP client for each read would exceed all other
-    work for the token: httptools parses HTTP, and its callbacks are the public methods below.
+class Stream(Reply):
+    """An open generation on an instance; `ready` is set when the instance has accepted it. Close it to abort it.
 
     Parameters
     ----------
     merged
         Merges the tokens of a step channel with those of the reply; None: there is no step channel.
     on_end
-        Called when the connection has ended.
+        Called when the reply has ended, or was lost.
     """
 
     def __init__(
@@ -77,12 +74,10 @@ class Stream(asyncio.Protocol):
         merged: MergedTokens | None = None,
         on_end: Callable[[], object] = lambda: None,
     ) -> None:
+        super().__init__()
         self._tuning = tuning
         self._merged = merged
         self._on_end = on_end
-        self.status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._parser = httptools.HttpResponseParser(self)
-        self._transport: asyncio.Transport
         self._received: list[bytes] = []
         self._unread = 0
         # Begin of an event whose end has not come.
@@ -92,7 +87,7 @@ class Stream(asyncio.Protocol):
         self._arrival: asyncio.Future[list[Delta]] | None = None
         self._take: Callable[[list[Delta]], bool] | None = None
         self._complete = False
-        self._lost: Exception | None = None
+        self._lost: BrokenReplyError | None = None
 
     @property
     def starved(self) -> bool:
@@ -177,14 +172,6 @@ class Stream(asyncio.Protocol):
             parts.append(data)
         return b"".join(parts).decode(errors="replace")
 
-    def send(self, request: bytes) -> None:
-        """Send a request; `status` is set when its reply begins."""
-        self._transport.write(request)
-
-    def close(self) -> None:
-        """Close the connection: the engine aborts what still runs. What is not sent yet of the request is dropped."""
-        self._transport.abort()
-
     async def _read(self) -> bytes:
         """Return the data that has arrived, or wait for some; empty at the end."""
         while not self._received:
@@ -196,7 +183,7 @@ class Stream(asyncio.Protocol):
     async def _more(self) -> list[Delta]:
         """Wait until something has arrived; return what `take` has left of it."""
         if self._lost is not None:
-            raise EngineLostError(f"the stream broke: {self._lost!r}") from self._lost
+            raise EngineLostError(f"the stream broke: {self._lost}") from self._lost
         self._arrival = asyncio.get_running_loop().create_future()
         return await self._arrival
 
@@ -204,8 +191,8 @@ class Stream(asyncio.Protocol):
         """Return the data that has arrived."""
         data = self._received[0] if len(self._received) == 1 else b"".join(self._received)
         self._received.clear()
-        if self._unread > self._tuning.unread_bytes:
-            self._transport.resume_reading()
+        if self._unread > self._tuning.unread_bytes and self.connection is not None:
+            self.connection.resume_reading()
         self._unread = 0
         return data
 
@@ -253,50 +240,33 @@ class Stream(asyncio.Protocol):
             self._form = _Form.of(data, batch[0]) or self._form
         return batch
 
-    # --- asyncio calls these ---
+    # --- its connection calls these ---
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take the transport."""
-        self._transport = cast(asyncio.Transport, transport)
+    def status_came(self, status: int) -> None:
+        """Be ready."""
+        if not self.ready.done():
+            self.ready.set_result(status)
 
-    def data_received(self, data: bytes) -> None:
-        """Parse new data."""
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            self._lose(error)
-            self._transport.abort()
-        self.wake()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Record why the stream broke, if it had not ended."""
-        self._lose(exc or ConnectionResetError("the connection was closed"))
-        self.wake()
-        self._on_end()
-        del self._parser  # it refers to this object: with it, both would wait for garbage collection
-
-    def _lose(self, error: Exception) -> None:
-        self._lost = self._lost or error
-        if not self.status.done():
-            self.status.set_exception(EngineLostError(f"no reply: {error!r}"))
-            self.status.exception()  # it may never be asked for
-
-    # --- httptools calls these ---
-
-    def on_headers_complete(self) -> None:
-        """Set the status."""
-        status = self._parser.get_status_code()
-        if status >= 200 and not self.status.done():
-            self.status.set_result(status)
-
-    def on_body(self, body: bytes) -> None:
+    def body_came(self, data: bytes) -> None:
         """Keep a piece of the body, and pause the engine when too much is unread."""
-        self._received.append(body)
+        self._received.append(data)
         before = self._unread
-        self._unread += len(body)
-        if before <= self._tuning.unread_bytes < self._unread:
-            self._transport.pause_reading()
+        self._unread += len(data)
+        if before <= self._tuning.unread_bytes < self._unread and self.connection is not None:
+            self.connection.pause_reading()
 
-    def on_message_complete(self) -> None:
-        """Note the end of the reply."""
-        self._complete = self.status.done()
+    def arrived(self) -> None:
+        """Wake the reader."""
+        self.wake()
+
+    def ended(self) -> None:
+        """Note that the output is complete."""
+        self._complete = True
+        self._on_end()
+
+    def lost(self, error: BrokenReplyError) -> None:
+        """Note why the stream broke."""
+        super().lost(error)
+        self._lost = error
+        self._on_end()
+        self.wake()
