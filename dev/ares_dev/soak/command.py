@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -161,6 +162,7 @@ def command(
     ] = 90.0,
     decode: DecodeInstances = 2,
     preset: Annotated[str, typer.Option(help="Policy preset, in addition to the moves by command.")] = "ares",
+    processes: Annotated[int, typer.Option(min=1, help="Processes of the gateway.")] = 1,
     dtype: Dtype = "float32",
     simulate: Simulate = None,
     model: Model = DEFAULT_MODEL,
@@ -173,6 +175,7 @@ def command(
         extras.require("matplotlib")
     signal_as_interrupt()
     settings = steady.cluster_settings(model, decode, port, simulate, dtype, preset)
+    settings = replace(settings, gateway_flags=("--processes", str(processes)))
     console = Console(stderr=True)
     before = steady.machine_load()
     with local.running(settings, console) as cluster:
@@ -181,6 +184,7 @@ def command(
     result = {
         **steady.result_header("soak", model, simulate, dtype, decode),
         "preset": preset,
+        "gateway_processes": processes,
         "users": users,
         "load_average": {"before": before, "after": steady.machine_load()},
         "violations": wrong,

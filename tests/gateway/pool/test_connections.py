@@ -10,6 +10,7 @@ from ares.gateway.pool.connection import BrokenReplyError, Connection
 from ares.gateway.pool.connections import Connections
 from ares.gateway.pool.whole_reply import WholeReply
 from ares.gateway.tuning import DEFAULT, Tuning
+from tests.waiting import eventually
 
 REQUEST = b"POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -100,6 +101,15 @@ async def test_one_that_was_idle_for_long_is_not_used(server: Server) -> None:
         await ask(client)
     client.close()
     assert server.connections == 2
+
+
+async def test_those_that_are_idle_for_long_are_closed(server: Server) -> None:
+    client = Connections("127.0.0.1", server.port, None, Tuning(kept_connection_s=0.3))
+    await asyncio.gather(*(ask(client) for _ in range(3)))
+    assert server.connections == 3
+    await eventually(lambda: server.ended == 3, 30)
+    assert await ask(client) == (200, b"ok")
+    client.close()
 
 
 async def test_one_that_the_server_has_closed_is_not_used(

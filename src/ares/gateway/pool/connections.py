@@ -1,6 +1,7 @@
 """The connections to an instance, kept from one request to the next."""
 
 import asyncio
+import bisect
 import contextlib
 import time
 from collections.abc import Callable
@@ -19,6 +20,8 @@ class Connections:
         self._host, self._port, self._tls, self._tuning = host, port, tls, tuning
         # The one that was used last comes last.
         self._idle: list[Connection] = []
+        # Closes those that were idle for too long.
+        self._expiry: asyncio.TimerHandle | None = None
 
     async def send(self, request: bytes, make: Callable[[], ReplyT]) -> ReplyT:
         """Send a request; return its reply when it is ready.
@@ -52,14 +55,31 @@ class Connections:
 
     def close(self) -> None:
         """Close those that are not in use."""
+        if self._expiry is not None:
+            self._expiry.cancel()
         while self._idle:
             self._idle.pop().abort()
 
     def _keep(self, connection: Connection) -> None:
-        if len(self._idle) < self._tuning.kept_connections:
-            self._idle.append(connection)
-        else:
+        if len(self._idle) == self._tuning.kept_connections:
             connection.abort()
+            return
+        self._idle.append(connection)
+        if self._expiry is None:
+            self._expire_at(connection.idle_since + self._tuning.kept_connection_s)
+
+    def _expire_at(self, time_s: float) -> None:
+        self._expiry = asyncio.get_running_loop().call_later(time_s - time.monotonic(), self._expire)
+
+    def _expire(self) -> None:
+        self._expiry = None
+        recent = time.monotonic() - self._tuning.kept_connection_s
+        expired = bisect.bisect_right(self._idle, recent, key=lambda connection: connection.idle_since)
+        for connection in self._idle[:expired]:
+            connection.abort()
+        del self._idle[:expired]
+        if self._idle:
+            self._expire_at(self._idle[0].idle_since + self._tuning.kept_connection_s)
 
     def _kept(self) -> Connection | None:
         """Return one that can be used again, if there is any; close those that cannot."""
