@@ -3,6 +3,7 @@
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
+import msgspec
 import pytest
 
 from ares.gateway.control.prefill_choice import PrefillChoice
@@ -40,6 +41,23 @@ async def test_a_prompt_that_ends_under_another_preset_is_queued_no_more(model_f
         after = PrefillChoice(prefill_policy("fewest_requests"), None, queues, sees_prefixes=False)
         after.ended(request, instance, 0)
         assert len(queues[instance]) == 0
+        await gateway.stop()
+
+
+@pytest.mark.parametrize("broken", [False, True])
+async def test_prompts_that_come_at_once_are_shared_out(model_folder: Path, broken: bool) -> None:
+    """All of them come before the next telemetry: what was sent counts as well, also where the policy fails."""
+    async with instances("prefill", "prefill", "decode", vocabulary=VOCABULARY) as fakes:
+        gateway = await started(Gateway(configuration(fakes), model_folder))
+        busy, idle = find(gateway, "prefill-0"), find(gateway, "prefill-1")
+        assert busy.state.telemetry is not None
+        busy.state.telemetry = msgspec.structs.replace(busy.state.telemetry, running=1, waiting=2)
+        policy = gateway.controller.prefills.decider.policy
+        if broken:
+            policy.choose = lambda places, tokens: 1 / 0  # type: ignore[method-assign]
+        requests = [placement() for _ in range(43)]
+        chosen = [gateway.controller.choose_prefill(request, None) for request in requests]
+        assert chosen.count(idle) - chosen.count(busy) == 3
         await gateway.stop()
 
 

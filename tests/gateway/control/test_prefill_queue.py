@@ -33,6 +33,17 @@ def test_what_was_sent_is_queued_until_it_ends(clock: Clock) -> None:
     assert (len(queue), queue.tokens, queue.coefficients) == (0, 0, None)
 
 
+def test_what_was_sent_since_a_moment(clock: Clock) -> None:
+    queue = PrefillQueue()
+    for number in (1, 2, 3, 4):
+        clock.now += 1.0
+        queue.begin(number, 10)
+    clock.now += 1.0
+    queue.begin(1, 10)  # again
+    queue.end(3, None)
+    assert [queue.sent_since(100.0 + at) for at in range(7)] == [3, 3, 2, 2, 1, 0, 0]
+
+
 @pytest.mark.parametrize("together", [1, 3])
 def test_the_time_of_a_prompt_is_that_after_the_one_before(clock: Clock, together: int) -> None:
     """Prompts queue behind each other, and some are computed in one step."""

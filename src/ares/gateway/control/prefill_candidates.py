@@ -79,7 +79,7 @@ class PrefillCandidates:
             chosen, decodes = self._choice.choose(placement, candidates, computing)
         except Exception as error:
             self._record_fault(self._choice.decider, error)
-            return candidates[0]
+            return self._choice.choose_without_policy(placement, candidates)
         if decodes:
             # Where it is admitted already, there is nothing to choose any more.
             placement.computes_on = chosen if destination is None else None

@@ -90,7 +90,7 @@ class PrefillChoice:
         """
         tokens = placement.tokens
         if not self._policy.sees_prefixes:
-            chosen = prefilling[self._ask(self._policy, _by_requests(prefilling), tokens)]
+            chosen = prefilling[self._ask(self._policy, self._by_requests(prefilling), tokens)]
             uncached = tokens
             if self._sees_prefixes:
                 uncached = max(1, tokens - int(cached_tokens(placement, [chosen])[0]))
@@ -104,6 +104,12 @@ class PrefillChoice:
         self._begin(placement, chosen, places, index)
         self.note_sent(placement, chosen)
         return chosen, index >= len(prefilling)
+
+    def choose_without_policy(self, placement: Placement, prefilling: list[Instance]) -> Instance:
+        """Return the instance with the fewest requests, for when the policy has failed."""
+        chosen = min(prefilling, key=self._requests)
+        self._queue(chosen).begin(id(placement), placement.tokens)
+        return chosen
 
     def _ask(self, policy: Prefill, places: Places, tokens: int, *, resumes: bool = False) -> int:
         """Return the index of the place that a policy chooses: one is open."""
@@ -146,7 +152,7 @@ class PrefillChoice:
         uncached = max(1, placement.tokens - int(places.cached_tokens[index]))
         takes_s = (uncached + int(places.queued_tokens[index])) * places.token_s[index] + places.step_s[index]
         # The end of a prompt on a decode instance is not reported.
-        self._queue(chosen).begin(id(placement), uncached, float(takes_s) if places.decodes[index] else float("inf"))
+        self._queue(chosen).begin(id(placement), uncached, float(takes_s) if places.decodes[index] else None)
 
     @property
     def token_s(self) -> float:
@@ -164,7 +170,7 @@ class PrefillChoice:
         """Return the seconds that an instance will take for the prompts that it has."""
         queue = self._queue(instance)
         base_s, token_s = queue.coefficients or (0.0, _TOKEN_BEFORE_FIT_S)
-        return base_s * max(_queue_length(instance), len(queue)) + token_s * _queued_tokens(instance, queue)
+        return base_s * self._requests(instance) + token_s * _queued_tokens(instance, queue)
 
     def note_sent(self, placement: Placement, instance: Instance) -> None:
         """Note that an instance has, or will soon have, the KV of all tokens so far."""
@@ -185,11 +191,10 @@ class PrefillChoice:
         decodes = np.arange(len(instances)) >= prefilling
         steps = [_step_s(i) if d else 0.0 for i, d in zip(instances, decodes, strict=True)]
         slack = [self._slack_s(i, s) if d else 0.0 for i, s, d in zip(instances, steps, decodes, strict=True)]
-        lengths = [max(_queue_length(i), len(queue)) for i, queue in zip(instances, queues, strict=True)]
         return Places(
             instances=tuple(i.name for i in instances),
             open=np.ones(len(instances), dtype=np.bool_),
-            requests=np.array(lengths, dtype=np.int64),
+            requests=np.array([self._requests(i) for i in instances], dtype=np.int64),
             cached_tokens=cached_tokens(placement, instances),
             queued_tokens=np.array([_queued_tokens(i, q) for i, q in zip(instances, queues, strict=True)]),
             base_s=fitted[:, 0],
@@ -199,6 +204,27 @@ class PrefillChoice:
             slack_s=np.array(slack),
             transfer_s=_transfer_s(instances[prefilling:]),
         )
+
+    def _by_requests(self, instances: list[Instance]) -> Places:
+        """Return places for a policy that sees no more than the number of requests."""
+        none = np.zeros(len(instances))
+        return Places(
+            instances=tuple(i.name for i in instances),
+            open=np.ones(len(instances), dtype=np.bool_),
+            requests=np.array([self._requests(i) for i in instances], dtype=np.int64),
+            cached_tokens=none.astype(np.int64),
+            queued_tokens=none.astype(np.int64),
+            base_s=none,
+            token_s=none,
+            decodes=none.astype(np.bool_),
+            step_s=none,
+            slack_s=none,
+        )
+
+    def _requests(self, instance: Instance) -> int:
+        """Return how many requests an instance has: as it reported, and those that were sent since then."""
+        queue = self._queue(instance)
+        return max(len(queue), _reported_requests(instance) + queue.sent_since(instance.state.telemetry_at))
 
     def _slack_s(self, instance: Instance, step_s: float) -> float:
         """Return by how much a step may become longer; 0 while that is not known."""
@@ -218,31 +244,14 @@ def has_room(instance: Instance, tokens: int) -> bool:
     return instance.state.free_blocks * hello.block_size > 2 * tokens
 
 
-def _by_requests(instances: list[Instance]) -> Places:
-    """Return places for a policy that sees no more than the number of requests."""
-    none = np.zeros(len(instances))
-    return Places(
-        instances=tuple(i.name for i in instances),
-        open=np.ones(len(instances), dtype=np.bool_),
-        requests=np.array([_queue_length(i) for i in instances], dtype=np.int64),
-        cached_tokens=none.astype(np.int64),
-        queued_tokens=none.astype(np.int64),
-        base_s=none,
-        token_s=none,
-        decodes=none.astype(np.bool_),
-        step_s=none,
-        slack_s=none,
-    )
-
-
-def _queue_length(instance: Instance) -> int:
+def _reported_requests(instance: Instance) -> int:
     load = instance.state.telemetry
     return load.running + load.waiting if load else 0
 
 
 def _queued_tokens(instance: Instance, queue: PrefillQueue) -> int:
     """Return the tokens that are still to be computed; requests of other gateways count as ours do in the mean."""
-    others = _queue_length(instance) - len(queue) if instance.role == "prefill" else 0
+    others = _reported_requests(instance) - len(queue) if instance.role == "prefill" else 0
     mean = queue.tokens // len(queue) if len(queue) else 0
     return queue.tokens + max(0, others) * mean
 

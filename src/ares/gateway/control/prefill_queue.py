@@ -1,6 +1,7 @@
 """What this gateway has sent to an instance to compute, and how long the instance takes for it."""
 
 import time
+from itertools import takewhile
 
 import numpy as np
 
@@ -17,8 +18,9 @@ class PrefillQueue:
 
     def __init__(self) -> None:
         self._fit = OnlineLeastSquares(2, forgetting=_FORGETTING, minimum=8)
-        # By the caller's number: tokens to compute, when it was sent, and when it counts no more.
-        self._sent: dict[int, tuple[int, float, float]] = {}
+        # By the caller's number, the newest last: tokens to compute, and when it was sent; and when it counts no more.
+        self._sent: dict[int, tuple[int, float]] = {}
+        self._until: dict[int, float] = {}
         # Of the prompts so far, older ones counting less.
         self._seconds = self._computed = 0.0
         self._last_end = 0.0
@@ -33,7 +35,7 @@ class PrefillQueue:
     def tokens(self) -> int:
         """Tokens that are still to be computed."""
         self._expire()
-        return sum(tokens for tokens, _, _ in self._sent.values())
+        return sum(tokens for tokens, _ in self._sent.values())
 
     @property
     def coefficients(self) -> tuple[float, float] | None:
@@ -49,14 +51,22 @@ class PrefillQueue:
         """
         return self._seconds / self._computed if self._computed else None
 
-    def begin(self, number: int, tokens: int, expires_s: float = float("inf")) -> None:
+    def sent_since(self, moment: float) -> int:
+        """Return how many of the prompts that are still to be computed were sent after a moment."""
+        self._expire()
+        return sum(1 for _ in takewhile(lambda sent: sent[1] > moment, reversed(self._sent.values())))
+
+    def begin(self, number: int, tokens: int, expires_s: float | None = None) -> None:
         """Count a prompt that has been sent, until its end or for so long."""
         now = time.monotonic()
-        self._sent[number] = (tokens, now, now + expires_s)
+        self._drop(number)
+        self._sent[number] = (tokens, now)
+        if expires_s is not None:
+            self._until[number] = now + expires_s
 
     def end(self, number: int, computed: int | None) -> None:
         """Note the end of a prompt, of which so many tokens were computed; None: it failed."""
-        sent = self._sent.pop(number, None)
+        sent = self._drop(number)
         now = time.monotonic()
         if sent is not None and computed is not None:
             took_s = now - max(sent[1], self._last_end)
@@ -73,7 +83,11 @@ class PrefillQueue:
         tokens, seconds = self._newest
         self._fit.add(np.array([1.0, float(tokens)]), seconds)
 
+    def _drop(self, number: int) -> tuple[int, float] | None:
+        self._until.pop(number, None)
+        return self._sent.pop(number, None)
+
     def _expire(self) -> None:
         now = time.monotonic()
-        for number in [number for number, (_, _, until) in self._sent.items() if until <= now]:
-            del self._sent[number]
+        for number in [number for number, until in self._until.items() if until <= now]:
+            self._drop(number)

@@ -18,6 +18,8 @@ class InstanceState:
     ----------
     hello, telemetry
         Its newest messages; None before the first, and while it is not connected.
+    telemetry_at
+        When the newest telemetry came (`time.monotonic`); 0 before the first.
     adapters
         Names of its LoRA adapters, as it described itself last.
     settings
@@ -39,6 +41,7 @@ class InstanceState:
     def __init__(self) -> None:
         self.hello: messages.Hello | None = None
         self.telemetry: messages.Telemetry | None = None
+        self.telemetry_at = 0.0
         self.capacity_tokens = 0
         self.adapters: frozenset[str] = frozenset()
         self.settings: likeness.Values | None = None
@@ -67,7 +70,7 @@ class InstanceState:
             self.drain_deadline = None
         elif telemetry.drain_left_s is not None:
             self.drain_deadline = now + telemetry.drain_left_s
-        self.telemetry = telemetry
+        self.telemetry, self.telemetry_at = telemetry, now
         self.step_time.observe(telemetry)
 
     def drain(self, deadline_s: float) -> None:
