@@ -29,7 +29,7 @@ _BAD: tuple[tuple[str, Any], ...] = (
     ("completions", {"prompt": "a", "temperature": "hot"}),
     ("completions", {"prompt": [1 << 40]}),
     ("completions", {"prompt": [1000] * 40_000}),
-    ("completions", {"prompt": "a", "n": 1000}),
+    ("completions", {"prompt": "a", "n": 1_000_000}),
     ("chat/completions", {"messages": []}),
     ("chat/completions", {"messages": "hello"}),
     ("chat/completions", {"messages": [{"role": "user", "content": "a"}], "stream": "perhaps"}),
