@@ -62,6 +62,7 @@ class ByRow(LoadScopeScheduling):  # type: ignore[misc] # xdist ships no types
         return next((row for row in (STOCK, GPU_DEFAULTS) if case.startswith(row)), OWN_INSTANCES)
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByRow:
     """Schedule by row where several processes run the tests: xdist 3.8's own groups have no effect with pytest 9."""
     return ByRow(config, log)
