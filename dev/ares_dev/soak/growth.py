@@ -26,7 +26,7 @@ class GrowthLimit:
 # Allocators return and take memory all the time: less than this means nothing. At a gateway, 8 MB in a second half of
 # 15 minutes are a few kilobytes for each of its requests.
 _MEMORY = GrowthLimit(8.0, 0.01, idle=False)
-# Kept-alive connections between gateway and prefill instance come and go by the minute.
+# Kept-alive connections between gateway and instances come and go by the minute.
 _CONNECTIONS = GrowthLimit(8.0)
 # asyncio and thread pools start threads when they first need them, up to a limit.
 _THREADS = GrowthLimit(2.0)

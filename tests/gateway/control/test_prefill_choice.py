@@ -45,7 +45,9 @@ async def test_a_prompt_that_ends_under_another_preset_is_queued_no_more(model_f
 
 
 @pytest.mark.parametrize("broken", [False, True])
-async def test_prompts_that_come_at_once_are_shared_out(model_folder: Path, broken: bool) -> None:
+async def test_prompts_that_come_at_once_are_shared_out(
+    model_folder: Path, broken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All of them come before the next telemetry: what was sent counts as well, also where the policy fails."""
     async with instances("prefill", "prefill", "decode", vocabulary=VOCABULARY) as fakes:
         gateway = await started(Gateway(configuration(fakes), model_folder))
@@ -54,7 +56,7 @@ async def test_prompts_that_come_at_once_are_shared_out(model_folder: Path, brok
         busy.state.telemetry = msgspec.structs.replace(busy.state.telemetry, running=1, waiting=2)
         policy = gateway.controller.prefills.decider.policy
         if broken:
-            policy.choose = lambda places, tokens: 1 / 0  # type: ignore[method-assign]
+            monkeypatch.setattr(policy, "choose", lambda places, tokens: 1 / 0)
         requests = [placement() for _ in range(43)]
         chosen = [gateway.controller.choose_prefill(request, None) for request in requests]
         assert chosen.count(idle) - chosen.count(busy) == 3

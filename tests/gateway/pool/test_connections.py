@@ -112,6 +112,19 @@ async def test_those_that_are_idle_for_long_are_closed(server: Server) -> None:
     client.close()
 
 
+async def test_one_that_was_in_use_when_all_were_closed_is_closed_when_it_was_idle_for_long(server: Server) -> None:
+    client = Connections("127.0.0.1", server.port, None, Tuning(kept_connection_s=0.3))
+    await ask(client)
+    server.reply = []
+    asked = asyncio.create_task(ask(client))  # over the first connection
+    await asyncio.sleep(0)
+    client.close()
+    server.writers[0].write(OK)
+    assert await asked == (200, b"ok")
+    await eventually(lambda: server.ended == 1, 30)
+    assert server.connections == 1
+
+
 async def test_one_that_the_server_has_closed_is_not_used(
     server: Server, client: Connections, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -190,6 +191,10 @@ async def tokens(stream: Stream) -> list[int]:
     return [token async for batch in stream.batches() for delta in batch for token in delta.token_ids or []]
 
 
+def has_ended(stream: Stream) -> bool:
+    return stream.connection is None
+
+
 async def test_streams_use_the_connection_of_one_that_has_ended() -> None:
     async with serving() as (server, client):
         ended = await asyncio.gather(client.stream(BODY), client.stream(BODY))
@@ -207,7 +212,7 @@ async def test_a_stream_that_was_paused_leaves_a_connection_that_is_read() -> No
         server.padding = b'data: {"choices":[]}\n\n' * 100
         for number in (1, 2, 3):
             stream = await client.stream(BODY)
-            await eventually(lambda: stream.connection is None, 60)  # noqa: B023 - called here
+            await eventually(partial(has_ended, stream), 60)
             assert await tokens(stream) == [number]
         assert server.connections == 1
 

@@ -57,6 +57,7 @@ class Connections:
         """Close those that are not in use."""
         if self._expiry is not None:
             self._expiry.cancel()
+            self._expiry = None  # one that is in use now may become idle later
         while self._idle:
             self._idle.pop().abort()
 
