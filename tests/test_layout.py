@@ -60,6 +60,7 @@ SHARED = {
     "objectives",
     "otlp",
     "published_address",
+    "resolved_settings",
     "text_files",
     "yaml_text",
 }

@@ -267,9 +267,7 @@ def command(
     }
     _show(figures)
     write(result, json_file)
-    bad = ("broken_off", "requests_lost", "streams_with_other_tokens", "blocks_left")
-    lost = sum(one["streams_that_did_not_resume"] for one in figures["summary"].values())
-    if any(figures[name] for name in bad) or lost:
+    if steady.lost(figures) or any(one["streams_that_did_not_resume"] for one in figures["summary"].values()):
         raise typer.Exit(1)
 
 
@@ -280,10 +278,4 @@ def _show(figures: dict[str, Any]) -> None:
         rest = [one["gaps_after_detection_p50"], one["decode_cpu_ms_per_token"]]
         table.add_row(way, *times, *("" if each is None else f"{each:.3g}" for each in rest))
     tables.show(table)
-    console = Console()
-    for why in figures["broken_off"]:
-        console.print(f"broken off: {why}", style="bold red", markup=False)
-    console.print(
-        f"{figures['streams']} streams, {figures['requests_lost']} lost, "
-        f"{figures['streams_with_other_tokens']} with other tokens, {figures['blocks_left']} KV blocks left"
-    )
+    steady.show_losses(figures)

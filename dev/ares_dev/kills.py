@@ -213,8 +213,7 @@ def command(
     }
     _show(figures)
     write(result, json_file)
-    bad = ("broken_off", "requests_lost", "streams_with_other_tokens", "blocks_left")
-    if any(figures[name] for name in bad) or figures["decode"]["streams_that_did_not_resume"]:
+    if steady.lost(figures) or figures["decode"]["streams_that_did_not_resume"]:
         raise typer.Exit(1)
 
 
@@ -230,11 +229,5 @@ def _show(figures: dict[str, Any]) -> None:
         seen = read(figures)
         if seen["count"]:
             table.add_row(name, *(f"{seen[key]:.0f}" for key in ("count", "p50_ms", "p90_ms", "max_ms")))
-    console = Console()
     tables.show(table)
-    for why in figures["broken_off"]:
-        console.print(f"broken off: {why}", style="bold red", markup=False)
-    console.print(
-        f"{figures['streams']} streams, {figures['requests_lost']} lost, "
-        f"{figures['streams_with_other_tokens']} with other tokens, {figures['blocks_left']} KV blocks left"
-    )
+    steady.show_losses(figures)

@@ -15,15 +15,9 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import ErrorDetails
-from pydantic_settings import (
-    BaseSettings,
-    InitSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    SettingsError,
-)
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from ares import plugins, several_models, variables, yaml_text
+from ares import plugins, several_models, variables
 from ares.addresses import on_loopback
 from ares.instance_sources import check_url, parse_source
 from ares.logs import Format, Level
@@ -33,8 +27,7 @@ from ares.policy import PRESETS, Preset
 from ares.policy.roles import PressureSettings
 from ares.policy.settings import make_settings
 from ares.protocol.keys import ControlKey, clean
-from ares.text_files import TextFileError
-from ares.yaml_text import MALFORMED, YamlError
+from ares.resolved_settings import resolve
 
 logger = logging.getLogger(__name__)
 
@@ -433,38 +426,18 @@ def load(file: Path | None = None, **flags: Any) -> GatewayConfig:
     ConfigError
         A setting is unknown, missing or wrong.
     """
-
-    class Resolved(GatewayConfig):
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            dotenv_settings: PydanticBaseSettingsSource,
-            file_secret_settings: PydanticBaseSettingsSource,
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            variable_settings = variables.Variables(settings_cls, wanted)
-            return init_settings, variable_settings, InitSettingsSource(settings_cls, yaml_text.settings(file))
-
-    if file is not None and not file.is_file():
-        raise ConfigError(f"{file}: no such file")
     wanted = {name: value for name, value in flags.items() if value is not None}
     for warning in variables.warnings(GatewayConfig.model_fields, wanted):
         logger.warning("%s", warning)
-    try:
-        return Resolved(**wanted)
-    except ValidationError as error:
-        # Not `from error`: pydantic's own text shows what was given, which may be a key.
-        raise ConfigError(_message(error.errors()[0], file, wanted)) from None
-    except SettingsError as error:  # of a variable, which the cause names
-        raise ConfigError(str(error.__cause__ or error)) from None
-    except TextFileError as error:
-        raise ConfigError(str(error)) from None
-    except YamlError as error:
-        raise ConfigError(f"{file}: {error}") from None
-    except MALFORMED as error:
-        raise ConfigError(f"{file}: should be lines such as `port: 8000` ({error})") from error
+    return resolve(
+        GatewayConfig,
+        file,
+        wanted,
+        refuse=ConfigError,
+        explain=lambda error: _message(error, file, wanted),
+        example="port: 8000",
+        variables=lambda settings: variables.Variables(settings, wanted),
+    )
 
 
 def _message(error: ErrorDetails, file: Path | None, flags: Collection[str]) -> str:

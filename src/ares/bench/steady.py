@@ -4,11 +4,12 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
+from rich.console import Console
 
 from ares.bench.environment import describe
 from ares.bench.live import client
@@ -214,3 +215,19 @@ async def restart_worker(
 def latency_summary(seconds: list[float]) -> dict[str, float]:
     """Return count, P50, P90 and maximum, in milliseconds."""
     return {"count": len(seconds)} | {f"{name}_ms": v for name, v in milliseconds(seconds, 50, 90, 100).items()}
+
+
+def lost(figures: Mapping[str, Any]) -> bool:
+    """Whether the run broke off, or lost a request, a token or a KV block."""
+    return any(figures[name] for name in ("broken_off", "requests_lost", "streams_with_other_tokens", "blocks_left"))
+
+
+def show_losses(figures: Mapping[str, Any]) -> None:
+    """Print what `lost` looks at."""
+    console = Console()
+    for why in figures["broken_off"]:
+        console.print(f"broken off: {why}", style="bold red", markup=False)
+    console.print(
+        f"{figures['streams']} streams, {figures['requests_lost']} lost, "
+        f"{figures['streams_with_other_tokens']} with other tokens, {figures['blocks_left']} KV blocks left"
+    )

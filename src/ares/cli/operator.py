@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -147,7 +148,7 @@ def role(
     key_file: KeyFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Change the role of an instance while it runs: what the new role excludes ends or is moved away first."""
+    """Change the role of an instance while it runs; first its prefills finish, and its requests move away."""
     path = f"{url}/admin/v1/instances/{urllib.parse.quote(instance, safe='')}/role"
     record = _call(path, key_file, {"role": role, "deadline_s": deadline})
     if wait:
@@ -238,38 +239,46 @@ _POLL_S = 0.2
 
 def _until_empty(instance: str, timeout_s: float, url: str, key_file: Path | None) -> int:
     """Wait until nothing is left on an instance, and return how many requests are."""
-    until = time.monotonic() + timeout_s
-    columns = (SpinnerColumn(), TextColumn("{task.description}"))
-    with progress_display(_errors, *columns, transient=True) as shown:
-        task = shown.add_task(f"{instance} is draining", total=None)
-        while True:
-            rows = {row["name"]: row for row in _call(f"{url}/admin/v1/status", key_file)["instances"]}
-            row = rows.get(instance)
-            if row is None or not row["healthy"]:
-                return 0  # it has ended
-            if not row["draining"]:
-                exit_with_error(f"{instance} is no longer draining", 1)
-            left: int = row["left"]
-            if not left or time.monotonic() > until:
-                return left
-            shown.update(task, description=f"{instance} is draining, {left} left")
-            time.sleep(_POLL_S)
+    left = 0
+    for row, show in _watched(instance, timeout_s, url, key_file):
+        if row is None:
+            return 0  # it has ended
+        if not row["draining"]:
+            exit_with_error(f"{instance} is no longer draining", 1)
+        left = row["left"]
+        if not left:
+            break
+        show(f"{instance} is draining, {left} left")
+    return left
 
 
 def _until_changed(instance: str, timeout_s: float, url: str, key_file: Path | None) -> dict[str, Any]:
     """Wait until an instance is about to have no other role, and return what it has."""
+    last: dict[str, Any] = {}
+    for row, show in _watched(instance, timeout_s, url, key_file):
+        if row is None:
+            exit_with_error(f"{instance} is lost", 1)
+        last = {name: row[name] for name in ("role", "next_role", "role_left_s", "left")}
+        if row["next_role"] is None:
+            break
+        show(f"{instance} becomes {row['next_role']}, {row['left']} left")
+    return last
+
+
+def _watched(
+    instance: str, timeout_s: float, url: str, key_file: Path | None
+) -> Iterator[tuple[dict[str, Any] | None, Callable[[str], None]]]:
+    """Yield the status of an instance until the timeout, None where it is lost, and what shows a line of progress."""
     until = time.monotonic() + timeout_s
     columns = (SpinnerColumn(), TextColumn("{task.description}"))
     with progress_display(_errors, *columns, transient=True) as shown:
-        task = shown.add_task(f"{instance} changes its role", total=None)
+        task = shown.add_task(instance, total=None)
         while True:
             rows = {row["name"]: row for row in _call(f"{url}/admin/v1/status", key_file)["instances"]}
             row = rows.get(instance)
-            if row is None or not row["healthy"]:
-                exit_with_error(f"{instance} is lost", 1)
-            if row["next_role"] is None or time.monotonic() > until:
-                return {name: row[name] for name in ("role", "next_role", "role_left_s", "left")}
-            shown.update(task, description=f"{instance} becomes {row['next_role']}, {row['left']} left")
+            yield row if row is not None and row["healthy"] else None, lambda text: shown.update(task, description=text)
+            if time.monotonic() > until:
+                return
             time.sleep(_POLL_S)
 
 

@@ -42,7 +42,6 @@ class Flag:
 _KEY = "set VLLM_API_KEY for the instances, and give the gateway keys of clients (docs/security.md)"
 _TLS = "for the endpoint set ARES_TLS_CERTIFICATE and ARES_TLS_KEY (docs/security.md)"
 _HEADS = "the gateway's own limit is max_head_bytes (docs/operations.md)"
-_HEALTH = "the endpoint's log has no line a request; for the instances' give it to `ares worker`"
 _REVISION = "fetch that revision to a folder, and give the folder"
 _LAYERS = "put it on a proxy in front of the gateway, or give it to `ares worker` for an instance"
 _RANKS = "it is of one engine with several ranks behind one port; start one `ares worker` for each rank"

@@ -5,22 +5,17 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import (
-    BaseSettings,
-    InitSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    SettingsError,
-)
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ares import yaml_text
 from ares.learner.errors import LearnerError
 from ares.logs import Format, Level
-from ares.text_files import TextFileError
+from ares.resolved_settings import resolve
 from ares.variables import LEARNER_PREFIX as PREFIX
 from ares.variables import has_other_use
-from ares.yaml_text import MALFORMED, YamlError
+from ares.yaml_text import MALFORMED
 
 _Positive = Annotated[int, Field(ge=1)]
 _Seconds = Annotated[float, Field(gt=0)]
@@ -152,34 +147,8 @@ def load(file: Path | None = None, given: dict[str, Any] | None = None) -> Learn
     LearnerError
         A setting is unknown, missing or wrong.
     """
-
-    class Resolved(LearnerSettings):
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            dotenv_settings: PydanticBaseSettingsSource,
-            file_secret_settings: PydanticBaseSettingsSource,
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return init_settings, env_settings, InitSettingsSource(settings_cls, yaml_text.settings(file))
-
-    if file is not None and not file.is_file():
-        raise LearnerError(f"{file}: no such file")
     _refuse_unknown_variables()
-    try:
-        return Resolved(**(given or {}))
-    except ValidationError as error:
-        raise LearnerError(_message(error)) from None
-    except SettingsError as error:
-        raise LearnerError(str(error.__cause__ or error)) from None
-    except TextFileError as error:
-        raise LearnerError(str(error)) from None
-    except YamlError as error:
-        raise LearnerError(f"{file}: {error}") from None
-    except MALFORMED as error:
-        raise LearnerError(f"{file}: should be lines such as `threads: 2` ({error})") from error
+    return resolve(LearnerSettings, file, given or {}, refuse=LearnerError, explain=_message, example="threads: 2")
 
 
 def assignments(texts: list[str]) -> dict[str, Any]:
@@ -206,8 +175,7 @@ def _refuse_unknown_variables() -> None:
             raise LearnerError(f"{name} is not a setting of the learner{hint}")
 
 
-def _message(error: ValidationError) -> str:
-    first = error.errors()[0]
+def _message(first: ErrorDetails) -> str:
     name = ".".join(map(str, first["loc"]))
     text = first["msg"].removeprefix("Value error, ")
     if not name:

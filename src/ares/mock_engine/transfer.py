@@ -50,7 +50,7 @@ def kv_transfer_params(source: Identity, engine_id: str, pin: Pin) -> dict[str, 
     return {
         "do_remote_prefill": True,
         "do_remote_decode": False,
-        "remote_block_ids": [list(range(pin.blocks))],
+        fields.REMOTE_BLOCK_IDS: [list(range(pin.blocks))],
         "remote_engine_id": engine_id,
         "remote_request_id": pin.id,
         "remote_host": source.published_host,

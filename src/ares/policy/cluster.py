@@ -83,6 +83,12 @@ class Cluster:
     stall_s: float = 0.1
     cached_tokens: IntArray | None = None
 
+    def remaining_or_infinite(self) -> tuple[FloatArray, tuple[float, ...]]:
+        """Return `remaining_tokens` and `levels`; without a predictor infinite medians, shape (R, 1)."""
+        if self.remaining_tokens is None:
+            return np.full((len(self.location), 1), np.inf), (0.5,)
+        return self.remaining_tokens, self.levels
+
     def load_tokens(self) -> IntArray:
         """Tokens of each instance, promised ones included, shape (I,)."""
         resident = np.bincount(self.location, weights=self.resident_tokens, minlength=len(self.instances))

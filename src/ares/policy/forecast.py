@@ -95,9 +95,7 @@ def forecast(cluster: Cluster, grid: NDArray[np.int64]) -> Forecast:
         return plain_forecast(cluster, grid)
     from ares.policy.kernels import forecast_rows  # imports numba: only where it is needed
 
-    remaining, levels = cluster.remaining_tokens, cluster.levels
-    if remaining is None:
-        remaining, levels = np.full((len(cluster.location), 1), np.inf), (0.5,)
+    remaining, levels = cluster.remaining_or_infinite()
     shape = (len(cluster.instances), len(grid))
     made = Forecast(grid, *(np.empty(shape) for _ in range(4)))
     forecast_rows(
@@ -151,9 +149,7 @@ def plain_forecast(cluster: Cluster, grid: NDArray[np.int64]) -> Forecast:
     width = points + 1
     cells = instances * width
     resident = cluster.resident_tokens.astype(np.float64)
-    remaining, levels = cluster.remaining_tokens, cluster.levels
-    if remaining is None:
-        remaining, levels = np.full((len(resident), 1), np.inf), (0.5,)
+    remaining, levels = cluster.remaining_or_infinite()
     weights, changes = quantile_weights(levels), _variance_steps(levels)
     base = cluster.location * width
     # Two sums in one pass: resident tokens in the high bits of a double, the count of rows in the low ones.

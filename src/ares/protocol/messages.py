@@ -230,8 +230,9 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     whose blocks come from the pool of `kv_blocks`; none means a single one that grows with every token.
     `configuration` is what the engine runs with: no request moves between instances that differ in what decides KV
     or tokens. `learns` is whether it answers a `TakeRecorded` and a `CheckpointPart`. `roles` are those that it can
-    have: it answers a `ChangeRole` if there are any. `expects` is whether it understands an `Expect`, and `step_tokens`
-    whether it sends `StepTokens`. An instance of an earlier version does not send the last ten.
+    have: it answers a `ChangeRole` if there are any. `expects` is whether it understands an `Expect`, `step_tokens`
+    whether it sends `StepTokens`, and `kv_events` whether it answers a `FollowKvEvents`. Instances of earlier versions
+    do not send `leases` and what follows it.
     """
 
     name: str

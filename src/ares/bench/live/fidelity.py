@@ -35,7 +35,6 @@ COUNTS = ("moves", "suspensions", "preemptions")
 BOUNDS: Mapping[str, float | None] = {"mean": 0.02, "p50": 0.05, "p99": None}
 COUNT_BOUND = 0.2
 _INTERVAL = (2.5, 97.5)
-_UNKNOWN_TPOT_S = 1.0
 # As in the gateway (gateway/control/snapshot.py): times a step at full memory, where TPOT has no objective.
 _RELATIVE_TPOT = 1.5
 _USUAL_SEQUENCES, _USUAL_BATCH = 256, 2048

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ares.engine.vllm_api import Request
+from ares.protocol import fields
 
 
 def is_shortened(request: Request) -> bool:
@@ -55,8 +56,8 @@ def restrict_to_output(
     if request.num_computed_tokens <= known:
         return
     block_ids = manager.get_block_ids_for_computed_tokens(request.request_id, known)
-    transfer["remote_block_ids"] = clip(block_ids)
-    transfer["remote_num_tokens"] = 0 if has_state or _lacks_window(block_ids, manager, known) else known
+    transfer[fields.REMOTE_BLOCK_IDS] = clip(block_ids)
+    transfer[fields.REMOTE_NUM_TOKENS] = 0 if has_state or _lacks_window(block_ids, manager, known) else known
 
 
 def _lacks_window(block_ids: tuple[list[int], ...], manager: Any, known: int) -> bool:

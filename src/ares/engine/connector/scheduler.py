@@ -287,7 +287,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         params = request.kv_transfer_params
         capped = request.status == RequestStatus.FINISHED_LENGTH_CAPPED
         ended = capped or request.status == RequestStatus.FINISHED_STOPPED
-        # A token that is not the output's ends nothing.
+        # The token after a shortened prompt is discarded, so that it cannot end the output.
         shortened = is_shortened(request)
         goes_on = capped and (tracked.cut is not None or bool(params.get(fields.DO_REMOTE_DECODE)))
         if goes_on and not tracked.release_kv and not shortened and _repeats(request):
@@ -461,7 +461,8 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         tokens = pinned.num_computed_tokens if pinned is not None else 0
         answer = messages.CopyResult(command.call, command.pin, tokens, kv_transfer_params or {})
         if pinned is not None and self._steps_ahead:
-            # The workers drop the word of a pull, and keep the pin until its lease ends, where they do not know it yet.
+            # Workers ignore the notification of a pull from a pin that they do not know yet, and would keep that pin
+            # until its lease ends.
             self._copied.append((self._steps_ahead, sender, answer))
         else:
             self._channel.post(answer, sender)

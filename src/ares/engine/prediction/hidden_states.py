@@ -45,6 +45,8 @@ class HookedRequest:
         Whether another instance decodes it, so that its first token is its last one here.
     is_precopy
         Whether it has no client and only copies KV to this instance.
+    key
+        The key that a gateway gave it; None where it has none.
     first_forecast
         The forecast that came with it (engine/prediction/carried_forecast.py), not checked.
     """
@@ -60,6 +62,7 @@ class HookedRequest:
     resumed: int = field(init=False)
     prefill_only: bool = field(init=False)
     is_precopy: bool = field(init=False)
+    key: str | None = field(init=False)
     first_forecast: Any = field(init=False)
 
     def __post_init__(self) -> None:
@@ -74,6 +77,8 @@ class HookedRequest:
         self.generated_before = count if isinstance(count, int) and 0 <= count < len(self.prompt_tokens) else 0
         self.prefill_only = bool(params.get(fields.DO_REMOTE_DECODE))
         self.is_precopy = bool(params.get(fields.PRECOPY))
+        key = params.get(fields.KEY)
+        self.key = key if isinstance(key, str) else None
         self.first_forecast = params.get(fields.FIRST_FORECAST)
 
     def add_output(self, position: int, tokens: list[int]) -> None:

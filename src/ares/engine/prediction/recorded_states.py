@@ -3,7 +3,7 @@
 from typing import Any
 
 from ares.engine.prediction.hidden_states import HookedRequest, Step
-from ares.protocol import fields, messages
+from ares.protocol import messages
 
 # A check takes a few dozen states; one that is forgotten must not fill the memory.
 _MOST = 256
@@ -42,6 +42,4 @@ class RecordedStates:
         return taken
 
     def _is_ours(self, request: HookedRequest) -> bool:
-        extra = getattr(request.sampling, "extra_args", None) or {}
-        key = (extra.get(fields.KV_TRANSFER_PARAMS) or {}).get(fields.KEY)
-        return isinstance(key, str) and messages.owner(key) == self._gateway
+        return request.key is not None and messages.owner(request.key) == self._gateway

@@ -24,7 +24,6 @@ from ares.engine.prediction.shard_sizes import shards_of
 from ares.engine.prediction.state_copies import StateCopies
 from ares.predictor.errors import PredictorError
 from ares.predictor.shards import Outcome, Output, Source, write
-from ares.protocol import fields
 
 logger = logging.getLogger(__name__)
 
@@ -333,9 +332,8 @@ def name_of(request: HookedRequest) -> str:
     A gateway's keys are its name, a random part for the output, and a number for each of the requests that it makes of
     it, with slashes between them (gateway/session/placement.py).
     """
-    extra = getattr(request.sampling, "extra_args", None) or {}
-    key = (extra.get(fields.KV_TRANSFER_PARAMS) or {}).get(fields.KEY)
-    return key.rpartition("/")[0] if isinstance(key, str) and key.count("/") >= 2 else request.id
+    key = request.key
+    return key.rpartition("/")[0] if key is not None and key.count("/") >= 2 else request.id
 
 
 def _prompt_length(request: HookedRequest) -> int:

@@ -27,15 +27,8 @@ class MessageWriter(BlockWriter):
 
     def __init__(self, message_id: str, model: str) -> None:
         super().__init__()
-        self._events: list[bytes] = []
         self._content: list[dict[str, Any]] = []
         self._common = {"id": message_id, "type": "message", "role": "assistant", "model": model}
-
-    def take_events(self) -> bytes:
-        """Return the events since the last call, as server-sent events."""
-        events = b"".join(self._events)
-        self._events.clear()
-        return events
 
     def start(self, usage: dict[str, Any]) -> None:
         """Write the events before the first token; `usage` is that of the prompt."""
@@ -68,7 +61,7 @@ class MessageWriter(BlockWriter):
 
     def fail(self, body: dict[str, Any]) -> None:
         """Write that the message has failed; `body` is that of an error reply."""
-        self._events.append(b"event: error\ndata: " + _encode(body) + b"\n\n")
+        self._send("error", body)
 
     # --- blocks ---
 
@@ -101,7 +94,7 @@ class MessageWriter(BlockWriter):
         self._event("content_block_stop", index=block.index)
 
     def _event(self, kind: str, **fields: Any) -> None:
-        self._events.append(b"event: " + kind.encode() + b"\ndata: " + _encode({"type": kind, **fields}) + b"\n\n")
+        self._send(kind, {"type": kind, **fields})
 
 
 def _begun(block: Block) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from ares.gateway.anthropic.conversion import chat_messages
-from ares.gateway.openai.body import BadRequestError, Body, Listed
+from ares.gateway.openai.body import BadRequestError, Body, Listed, refuse_not_offered
 from ares.gateway.openai.requests import ChatRequest
 
 # Fields that a chat request has too; it takes them, or refuses them by name (`unsupported`).
@@ -114,9 +114,7 @@ class CountTokensRequest(Body):
         """
         self.check_text()
         given = {name: value for name, value in self if name in self.model_fields_set}
-        for name, (without_effect, instead) in _NOT_OFFERED.items():
-            if name in given and given[name] not in without_effect:
-                raise BadRequestError(f"{name} is not offered here: {instead}", name)
+        refuse_not_offered(given, _NOT_OFFERED)
         body = {name: given[name] for name in ("model", *_OF_CHAT) if name in given}
         body["messages"] = chat_messages(self.system, self.messages, system_first=system_first)
         return body | self._output() | self._thinking(disabled_thinking) | self._tools()

@@ -1,8 +1,8 @@
-"""What takes an open instance from some work, a drain or a change of role, is decided by one gateway at a time.
+"""Only one gateway at a time may drain an instance or change its role.
 
-Each checks first that another instance does the same work. Two gateways that checked at the same time would close the
-last two instances of a role, so this is done under the controller's lease, which is kept until the other gateways can
-see the result.
+Each gateway checks first that another instance does the same work. Two gateways that checked at the same time would
+close the last two instances of a role, so this is done under the controller's lease, which is kept until the other
+gateways can see the result.
 """
 
 import asyncio

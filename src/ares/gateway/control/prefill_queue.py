@@ -45,7 +45,7 @@ class PrefillQueue:
 
     @property
     def mean_token_s(self) -> float | None:
-        """Seconds of a token in the mean of the prompts, what each takes besides included; None before the first.
+        """Mean seconds per prompt token, the fixed cost of each prompt included; None before the first prompt.
 
         Where answers come late, some prompts seem to take no time and others all of it: that does not change the mean.
         """

@@ -9,8 +9,11 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import msgspec
+
 from ares.gateway.openai.parsing import MessageDelta, ToolCallDelta
 
+_encode = msgspec.json.Encoder().encode
 Kind = Literal["reasoning", "text", "tool_call"]
 
 
@@ -55,14 +58,20 @@ class BlockWriter(ABC):
 
     def __init__(self) -> None:
         self.blocks: list[Block] = []
+        self._events: list[bytes] = []
         self._open: Block | None = None
         self._call_index: int | None = None
         # Text between the deltas of one call: a block of its own behind the call.
         self._held: list[str] = []
 
-    @abstractmethod
     def take_events(self) -> bytes:
         """Return the events since the last call, as server-sent events."""
+        events = b"".join(self._events)
+        self._events.clear()
+        return events
+
+    def _send(self, kind: str, body: dict[str, Any]) -> None:
+        self._events.append(b"event: " + kind.encode() + b"\ndata: " + _encode(body) + b"\n\n")
 
     @abstractmethod
     def opened(self, block: Block) -> None:

@@ -1,5 +1,6 @@
 """Bodies of requests: null fields, long lists, errors."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -25,6 +26,19 @@ class BadRequestError(ValueError):
         self.param = param
         self.code = code
         self.status = status
+
+
+def refuse_not_offered(given: Mapping[str, Any], not_offered: Mapping[str, tuple[tuple[Any, ...], str]]) -> None:
+    """Raise BadRequestError for a field that is not offered.
+
+    Parameters
+    ----------
+    not_offered
+        Of each such field, the values that have no effect and are taken, and what to do instead.
+    """
+    for name, (without_effect, instead) in not_offered.items():
+        if name in given and given[name] not in without_effect:
+            raise BadRequestError(f"{name} is not offered here: {instead}", name)
 
 
 def _nullable(schema: dict[str, Any]) -> None:

@@ -32,7 +32,10 @@ class InstanceSelector(Protocol):
     """Chooses instances for sessions."""
 
     def choose_prefill(self, placement: Placement, destination: Instance | None) -> Instance | None:
-        """Return the instance to prefill on for a decode instance, None for any; None where that one is to prefill."""
+        """Return the instance to prefill on; None where `destination`, which is to decode, computes the prompt itself.
+
+        `destination` is None where no decode instance has been chosen yet.
+        """
         ...
 
     def prefill_ended(self, placement: Placement, instance: Instance, cached_tokens: int | None) -> None:
@@ -223,10 +226,10 @@ class Session:
     # --- supervision ---
 
     def overdue(self, rows: Mapping[str, Row]) -> str | None:
-        """Name what is overdue by the instances' reports, with the same words until it comes; None where nothing is.
+        """Return a name of what is overdue by the instances' reports, the same until it arrives; None: nothing is.
 
-        That is KV that a pull brings, tokens that the instance has generated, or any answer of one that has nothing
-        of the session (any more): a network may lose a connection silently.
+        Overdue may be KV that a pull brings, tokens that the instance has generated, or any answer of one that has
+        nothing of the session (any more): a network may lose a connection silently.
 
         Parameters
         ----------

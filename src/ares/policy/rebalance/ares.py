@@ -117,9 +117,7 @@ def decide(cluster: Cluster, settings: AresSettings) -> list[MigrationDecision]:
 
     shape = (settings.horizon, settings.points, settings.decay)
     ahead = forecast(cluster, geometric_grid(settings.horizon, settings.points))
-    remaining, levels = cluster.remaining_tokens, cluster.levels
-    if remaining is None:
-        remaining, levels = np.full((len(cluster.location), 1), np.inf), (0.5,)
+    remaining, levels = cluster.remaining_or_infinite()
     base, request, token, known = _cost_model(cluster)
     budget = max(settings.moves_per_round, len(cluster.instances) // 32)
     pairs, numbers = np.empty((budget, 3), np.int64), np.empty((budget, 8))

@@ -43,17 +43,10 @@ class ResponseWriter(BlockWriter):
         maximum_tokens: int,
     ) -> None:
         super().__init__()
-        self._events: list[bytes] = []
         self._sequence_number = 0
         self._item_ids: list[str] = []
         self._output: list[dict[str, Any]] = []
         self._common = _common(request, response_id, model, parameters, maximum_tokens)
-
-    def take_events(self) -> bytes:
-        """Return the events since the last call, as server-sent events."""
-        events = b"".join(self._events)
-        self._events.clear()
-        return events
 
     def start(self) -> None:
         """Write the events before the first token."""
@@ -125,7 +118,7 @@ class ResponseWriter(BlockWriter):
     def _event(self, kind: str, **fields: Any) -> None:
         body = {"type": kind, "sequence_number": self._sequence_number, **fields}
         self._sequence_number += 1
-        self._events.append(b"event: " + kind.encode() + b"\ndata: " + _encode(body) + b"\n\n")
+        self._send(kind, body)
 
     def _response(self, status: str, **fields: Any) -> dict[str, Any]:
         return {**self._common, "status": status, "output": list(self._output), **fields}

@@ -4,7 +4,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ares.gateway.openai.body import BadRequestError, Body, Listed
+from ares.gateway.openai.body import BadRequestError, Body, Listed, refuse_not_offered
 from ares.gateway.openai.requests import ChatRequest
 from ares.gateway.openai.responses.items import chat_messages, continues_final_message
 
@@ -159,9 +159,7 @@ class ResponsesRequest(Body):
         return ResponsesChat.of(self.chat_body())
 
     def _refuse(self, given: dict[str, Any]) -> None:
-        for name, (without_effect, instead) in _NOT_OFFERED.items():
-            if name in given and given[name] not in without_effect:
-                raise BadRequestError(f"{name} is not offered here: {instead}", name)
+        refuse_not_offered(given, _NOT_OFFERED)
         for name, value in ((self.reasoning and self.reasoning.model_extra) or {}).items():
             if name in _OF_REASONING and value not in _OF_REASONING[name]:
                 instead = "the reasoning itself comes, without a summary" if "summary" in name else "leave it out"
