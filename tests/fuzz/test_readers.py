@@ -256,6 +256,7 @@ def _logged(folder: Path) -> list[Any]:
         copied_to=np.array([-1, 1, -1]),
         takes=np.array([True, True]),
         under_way=np.array([0, 1]),
+        under_way_tokens=np.array([0, 160]),
         token_s=1e-3,
         token_bytes=4.0,
         link_bytes=1e4,

@@ -42,6 +42,7 @@ def copyable(given: Cluster, **changes: Any) -> Copyable:
         copied_to=np.full(rows, -1),
         takes=given.open,
         under_way=np.zeros(count, np.int64),
+        under_way_tokens=np.zeros(count, np.int64),
         token_s=1e-3,
         token_bytes=1.0,
         link_bytes=1e6,
@@ -115,6 +116,13 @@ def test_copies_take_no_more_than_their_share_of_the_memory() -> None:
     cached[:3, 1] = 800, 800, 320
     full: dict[str, Any] = {"cached_tokens": cached, "copied_to": np.array([1, 1, 1, -1])}
     assert decided(given, **full) == [(0, 1, 192), (1, 1, 192)]
+
+
+def test_copies_that_are_under_way_take_their_share_as_well() -> None:
+    given = cluster([1000] * 4, [0] * 4, instances=2)
+    assert len(decided(given, under_way_tokens=np.array([0, 992]))) == 1
+    assert decided(given, under_way_tokens=np.array([0, 1984])) == []
+    assert len(decided(given, processes=2)) == 1, "each process has a part of the share"
 
 
 def test_memory_that_running_requests_will_need_is_left_to_them() -> None:

@@ -16,6 +16,7 @@ def places(count: int = 3, decodes: int = 0, **changes: Any) -> Places:
         "instances": tuple(f"i{n}" for n in range(count)),
         "open": np.ones(count, dtype=np.bool_),
         "requests": np.zeros(count, dtype=np.int64),
+        "decoding": np.zeros(count, dtype=np.int64),
         "cached_tokens": np.zeros(count, dtype=np.int64),
         "queued_tokens": np.zeros(count, dtype=np.int64),
         "base_s": np.full(count, 0.01),
@@ -75,11 +76,39 @@ def test_a_decode_instance_computes_a_short_rest_itself() -> None:
     assert chosen("least_time", places(4, 1, cached_tokens=cached)) == [3]
     assert chosen("least_time", places(4, 1, cached_tokens=[900, 0, 0, 700])) == [0], "beyond its slack"
     busy = [0, 0, 0, 500]
-    assert chosen("least_time", places(4, 1, cached_tokens=cached, requests=busy)) == [0], "too many would wait"
+    assert chosen("least_time", places(4, 1, cached_tokens=cached, decoding=busy)) == [0], "too many would wait"
     queued = [0, 0, 0, 200]
     assert chosen("least_time", places(4, 1, cached_tokens=cached, queued_tokens=queued)) == [0], "no herd"
     policy = prefill_policy("least_time", LeastTimeSettings(on_decode=False))
     assert choose_place(policy, places(4, 1, cached_tokens=cached), 1000) == 0
+
+
+def test_what_a_decode_instance_has_been_sent_counts_against_its_objective() -> None:
+    """Each prompt is short, and all of them before its next report would be in one step."""
+    held = places(2, 1, requests=[9, 0], queued_tokens=[90_000, 0])
+    assert chosen("least_time", held, tokens=100) == [1]
+    sent = places(2, 1, requests=[9, 2], queued_tokens=[90_000, 150])
+    assert chosen("least_time", sent, tokens=100) == [0], "a slack of 200 tokens"
+
+
+def test_a_shared_prefix_does_not_hold_its_prompts_on_one_instance() -> None:
+    """With one idle instance nobody waits for the prefix that it computes once more."""
+    few = places(requests=[40, 0, 0], cached_tokens=[1980, 0, 0], queued_tokens=[800, 0, 0], base_s=[0.005] * 3)
+    assert chosen("least_time", few, tokens=2000) == [0]
+    many = places(requests=[400, 0, 0], cached_tokens=[1980, 0, 0], queued_tokens=[8000, 0, 0], base_s=[0.005] * 3)
+    assert chosen("least_time", many, tokens=2000) == [1]
+    everywhere = places(requests=[400, 350, 370], cached_tokens=[1980, 0, 0], queued_tokens=[8000, 7000, 7400])
+    assert chosen("least_time", everywhere, tokens=2000) == [0], "its work would delay all that come later"
+
+
+def test_requests_that_decode_on_an_instance_that_prefills_wait_for_the_prompt() -> None:
+    both = places(cached_tokens=[0, 0, 100], decoding=[0, 0, 150])
+    assert chosen("least_time", both) == [0]
+    assert chosen("least_time", places(cached_tokens=[0, 0, 100])) == [2]
+    assert chosen("fewest_requests", both, times=4) == [0, 1, 0, 1]
+    # What decodes there does not wait for prompts on other instances.
+    queued = places(requests=[9, 0, 0], queued_tokens=[4000, 0, 0], cached_tokens=[500, 0, 0], decoding=[0, 0, 150])
+    assert chosen("least_time", queued) == [1]
 
 
 def test_a_transfer_counts() -> None:

@@ -1,5 +1,6 @@
 """Role policies: one more instance goes to the role under the larger pressure, not too soon, and never the last one."""
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -208,3 +209,18 @@ def test_the_load_of_decode_is_the_forecast_of_its_peak() -> None:
     assert objective_s(0.5, step_s, 1000) == 0.5
     assert objective_s(None, step_s, 1000) == pytest.approx(0.06)
     assert objective_s(None, (0.0, 0.0, 0.0), 1000) == float("inf")
+
+
+def test_an_objective_near_an_empty_step_asks_for_no_end_of_instances() -> None:
+    """The load follows the objective without jumps, and no gain is worth hundreds of instances."""
+
+    def load(tpot_s: float) -> float:
+        seen = pool([0.5], [0.1], step_s=(0.02, 1e-4, 1e-7), requests=np.array([0.0, 20.0]), tpot_s=tpot_s)
+        return planned(seen).decode
+
+    work_s = 20 * 1e-4 + 100 * 1e-7
+    assert load(0.03) == pytest.approx(work_s / 0.01)
+    by_objective = [load(0.015 + 1e-5 * step) for step in range(1500)]
+    assert max(by_objective) < 1.1 * work_s / 0.002
+    assert max(abs(a - b) for a, b in itertools.pairwise(by_objective)) < 0.02
+    assert by_objective[0] == pytest.approx(0.1 / 0.9), "out of reach: the memory alone"

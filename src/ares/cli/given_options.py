@@ -35,6 +35,13 @@ def refuse_not_finite(**values: float | None) -> None:
             raise ValueError(f"--{name.replace('_', '-')}: {value} is not a finite number")
 
 
+def refuse_zero(**values: float) -> None:
+    """Refuse 0 where it means nothing; ValueError names the option."""
+    for name, value in values.items():
+        if not value:
+            raise ValueError(f"--{name.replace('_', '-')} must be above 0")
+
+
 def refuse_repeated(flag: str, values: Iterable[object]) -> None:
     """Refuse a value that is given twice: its runs would be the same and count twice."""
     every = list(values)

@@ -465,6 +465,7 @@ def roles(
         from ares.traces import read_trace
 
         options.refuse_not_finite(load=load, day=day, slo_ttft=slo_ttft, slo_tpot=slo_tpot)
+        options.refuse_zero(slo_ttft=slo_ttft, slo_tpot=slo_tpot)
         policy = known_preset(preset)
         if policy.sees_prefixes:
             raise ValueError(

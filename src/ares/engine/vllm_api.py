@@ -197,6 +197,7 @@ INSTANCE_ATTRIBUTES: dict[type, tuple[str, ...]] = {
         "num_computed_tokens",
         "num_in_flight_tokens",
         "num_preemptions",
+        "num_prompt_tokens",
         "output_token_ids",
         "status",
     ),

@@ -17,12 +17,16 @@ Policy = Literal["fcfs", "priority"]
 
 @dataclass(slots=True)
 class Step:
-    """One step: the requests it computes, those that get a token at its end, those that begin in it, its seconds."""
+    """One step: the requests it computes, those that get a token at its end, those that begin in it, its seconds.
+
+    Of the tokens that it computes, `prompt_tokens` are of prompts.
+    """
 
     scheduled: list[Request] = field(default_factory=list)
     samplers: list[Request] = field(default_factory=list)
     admitted: list[Request] = field(default_factory=list)
     seconds: float = 0.0
+    prompt_tokens: int = 0
 
 
 class Batch:
@@ -115,8 +119,8 @@ class Batch:
 
     def complete(self, step: Step) -> None:
         """Count what a step has computed."""
+        self.prompt_tokens += step.prompt_tokens
         for request in step.scheduled:
-            self.prompt_tokens += max(0, min(request.chunk, len(request.prompt) - request.computed))
             request.computed += request.chunk
             request.chunk = 0
 
@@ -126,6 +130,7 @@ class Batch:
         seconds = model.base_s
         for request in step.scheduled:
             chunk = request.chunk
+            step.prompt_tokens += max(0, min(chunk, len(request.prompt) - request.computed))
             whole = request.computed + chunk == request.length
             if whole:
                 step.samplers.append(request)

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+from ares.engine.connector.step_times import StepTimes
 from ares.engine.control import ControlChannel, GatewayDisconnected, GatewayExpired
 from ares.engine.identity import control_address, control_key
 from ares.mock_engine import api, report
@@ -29,8 +30,6 @@ from ares.mock_engine.writer import Writer
 from ares.protocol import fields, messages
 
 _TAIL = 64
-# Weight of the newest step in the moving average of the step time.
-_STEP_WEIGHT = 0.1
 # A step that begins this late begins then, and the lag is counted; a shorter delay is caught up.
 _SLACK_S = 0.02
 # How many times per lease a waiting request renews the lease of the KV that it will pull.
@@ -64,8 +63,7 @@ class Instance:
         self.pins = Pins(settings.lease_s, self._free)
         self.requests: dict[str, Request] = {}
         self.counters = report.Counters()
-        self.step_time_s = self.busy_s = 0.0
-        self.steps = 0
+        self.step_times = StepTimes()
         self._by_key: dict[str, Request] = {}
         self._puller = puller
         self._numbers = itertools.count(1)
@@ -75,7 +73,6 @@ class Instance:
         # Set while a step runs or is about to be scheduled, so that there is never a second chain of steps.
         self._timer: asyncio.Handle | None = None
         self._woken = False
-        self._last_begin: float | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.channel = self.open_channel(self._notify)
         self._spawn(self._extend_leases())
@@ -210,18 +207,15 @@ class Instance:
             return
         self._woken = False
         now = self._loop.time()
-        if self._last_begin is not None:
-            step_s = now - self._last_begin
-            self.step_time_s += (step_s - self.step_time_s) * (_STEP_WEIGHT if self.steps else 1.0)
-            self.busy_s += step_s
-            self.steps += 1
         step = self._step = self.batch.schedule()
-        self._last_begin = now if step is not None else None
         self._carry_out_commands()
         if step is None:
+            self.step_times.scheduled(now, 0, 0)
+            self.step_times.completed(now, idle=True)
             # A command may have freed blocks that a request waits for.
             self._timer = self._loop.call_soon(self._begin) if self._woken else None
             return
+        self.step_times.scheduled(now, len(step.scheduled), step.prompt_tokens)
         for request in step.admitted:
             self._admit(request)
         due = (now if moment is None else moment) + step.seconds * self.faults.current.slow / self.settings.speed
@@ -246,6 +240,7 @@ class Instance:
         step, self._step = self._step, None
         if step is not None:
             self.batch.complete(step)
+            self.step_times.completed(self._loop.time(), idle=False)
             for request in step.samplers:
                 if not request.output:
                     self.prefix_cache.store(request.prompt, request.salt)

@@ -8,6 +8,7 @@ import msgspec
 
 from ares import __version__
 from ares.engine import forecast_metrics
+from ares.engine.connector.step_times import StepTimes
 from ares.engine.identity import InstanceSettings, describe
 from ares.mock_engine.batch import Batch
 from ares.mock_engine.faults import PREDICTIONS, FaultState, faulty_telemetry
@@ -67,9 +68,7 @@ class Reported(Described, Protocol):
     pins: Pins
     requests: dict[str, Request]
     counters: Counters
-    step_time_s: float
-    busy_s: float
-    steps: int
+    step_times: StepTimes
 
     @property
     def draining(self) -> bool:
@@ -159,6 +158,7 @@ def _telemetry(instance: Reported, number: int) -> messages.Telemetry:
     """Return the true telemetry."""
     requests = list(instance.requests.values())
     running = 0
+    steps = instance.step_times.totals
     rows = []
     for request in requests:
         state = request.state
@@ -171,11 +171,12 @@ def _telemetry(instance: Reported, number: int) -> messages.Telemetry:
         running=running,
         waiting=len(requests) - running,
         pinned=len(instance.pins),
-        step_time_s=instance.step_time_s,
-        steps=instance.steps,
+        step_time_s=steps.step_time_s,
+        steps=steps.steps,
         preemptions=instance.batch.preemptions,
         rows=rows,
-        busy_s=instance.busy_s,
+        busy_s=steps.busy_s,
+        prompt_tokens=steps.prompt_tokens,
         prefilling=sum(request.remote_decode for request in requests),
     )
 

@@ -278,7 +278,7 @@ class Telemetry(msgspec.Struct, frozen=True, tag="telemetry", rename={"resources
     `running` and `waiting` are requests; `pinned` are requests that have ended here, and copies, whose KV waits to be
     pulled.
     `step_time_s` is a moving average over recent steps, `pull_bytes_per_s` over recent pulls of KV, 0 before the first;
-    `busy_s` is the time of all steps so far.
+    `busy_s` is the time of all steps so far, and `prompt_tokens` how many tokens of prompts they have computed.
     `draining`: the instance takes no new requests, and those that can migrate are to leave; after `drain_left_s` the
     others are to leave too. `resources` counts the connector's objects apart from KV blocks, to find leaks. `predictor`
     is the version of the checkpoint that predicts; `predictor_refused` the newest version that the workers refused, and
@@ -306,6 +306,7 @@ class Telemetry(msgspec.Struct, frozen=True, tag="telemetry", rename={"resources
     role: Role | None = None
     next_role: Role | None = None
     role_left_s: _Amount = 0.0
+    prompt_tokens: _Count = 0
 
     @property
     def left(self) -> int:

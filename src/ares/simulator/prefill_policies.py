@@ -63,6 +63,7 @@ class PrefillChoice:
             instances=self._names,
             open=state.prefill_backlog < CLOSED,
             requests=np.array([len(queue) for queue in self._queues], np.int64),
+            decoding=np.zeros(count, np.int64),
             cached_tokens=cached,
             queued_tokens=state.prefill_backlog % CLOSED,
             base_s=state.prefill_step_model[:, BASE_S].copy(),

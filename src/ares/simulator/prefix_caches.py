@@ -15,6 +15,7 @@ from ares.policy import Places, Prefill, choose_place, prefill_policy
 from ares.policy.cluster import FloatArray
 from ares.simulator.profile import Profile
 from ares.traces.prompt_blocks import Prompt
+from ares.traces.records import TraceError
 
 
 @dataclass(slots=True)
@@ -118,6 +119,7 @@ class PrefillPool:
             instances=self._names,
             open=np.ones(count, dtype=np.bool_),
             requests=np.array([len(one) for one in waiting], dtype=np.int64),
+            decoding=np.zeros(count, np.int64),
             cached_tokens=np.array(cached, dtype=np.int64),
             queued_tokens=np.array([sum(each.uncached for each in one) for one in waiting], dtype=np.int64),
             base_s=np.full(count, self._profile.step.base_s),
@@ -171,10 +173,18 @@ def ideal_share(prompts: list[Prompt], block_tokens: int) -> float:
 
 
 def at_load(prompts: list[Prompt], profile: Profile, count: int, load: float) -> list[Prompt]:
-    """Return the prompts with other arrivals: load 1 keeps so many instances busy if nothing is cached."""
+    """Return the prompts with other arrivals: load 1 keeps so many instances busy if nothing is cached.
+
+    Raises
+    ------
+    TraceError
+        All prompts arrive at once.
+    """
     work = sum(prefill_s(profile, 0, prompt.tokens) for prompt in prompts) / count
     span = prompts[-1].arrival_s
-    scale = work / (load * span) if span > 0 else 1.0
+    if span <= 0:
+        raise TraceError("all prompts arrive at once, so that there is no load to change")
+    scale = work / (load * span)
     return [Prompt(prompt.arrival_s * scale, prompt.tokens, prompt.blocks) for prompt in prompts]
 
 

@@ -142,7 +142,7 @@ def test_a_key_that_no_gateway_gives_is_not_used(engine: Engine, key: Any) -> No
     """Whoever asks the instance without a gateway must not end it, nor its reports to gateways."""
     request = engine.add("direct", 1, ares_key=key, ares_step_tokens=True)
     engine.step("direct")
-    engine.side.post_step_tokens()
+    engine.side.step_completed()
     load = engine.side.telemetry()
     assert (load.running + load.waiting, load.rows) == (1, [])
     request.max_tokens = 2

@@ -39,7 +39,7 @@ async def test_a_prompt_that_ends_under_another_preset_is_queued_no_more(model_f
         before.choose(request, [instance], [])
         assert len(queues[instance]) == 1
         after = PrefillChoice(prefill_policy("fewest_requests"), None, queues, sees_prefixes=False)
-        after.ended(request, instance, 0)
+        after.ended(request, instance)
         assert len(queues[instance]) == 0
         await gateway.stop()
 
@@ -92,4 +92,20 @@ async def test_a_place_is_chosen_for_one_admission(model_folder: Path) -> None:
         for client in clients:
             await client.finish()
             client.check(200)
+        await gateway.stop()
+
+
+async def test_what_was_sent_to_a_decode_instance_takes_its_room(model_folder: Path) -> None:
+    """All prompts come before its next report, which shows none of them."""
+    async with instances("prefill", "decode", vocabulary=VOCABULARY) as fakes:
+        gateway = await started(Gateway(configuration(fakes, preset="least-time", slo_tpot_s=100.0), model_folder))
+        decode, prefill = find(gateway, "decode-0"), find(gateway, "prefill-0")
+        assert decode.state.hello is not None
+        queued = [placement() for _ in range(1000)]
+        for request in queued:
+            gateway.controller.prefills.choose(request, [prefill], [])
+        free_tokens = decode.state.free_blocks * decode.state.hello.block_size
+        requests = [placement() for _ in range(3 * free_tokens // 40)]
+        sent = [request for request in requests if gateway.controller.choose_prefill(request, None) is None]
+        assert 0 < len(sent) * 40 <= free_tokens // 2
         await gateway.stop()

@@ -34,11 +34,11 @@ class NixlConnector(NixlPullConnector):  # type: ignore[misc]
             self.connector_worker = Worker(vllm_config, self.engine_id, kv_cache_config)
 
     def take_events(self) -> Iterable[Any]:
-        """Send the step's tokens: vLLM asks for KV events when it has added them to the outputs.
+        """Note the end of a step: vLLM asks for KV events when it has added the step's tokens to the outputs.
 
         v1/core/sched/scheduler.py, `update_from_output`, 0.32.
         """
-        self.connector_scheduler.post_step_tokens()
+        self.connector_scheduler.step_completed()
         events: Iterable[Any] = super().take_events()
         return events
 

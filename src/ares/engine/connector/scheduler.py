@@ -21,7 +21,8 @@ from ares.engine.connector.precopy_pins import PrecopyPins
 from ares.engine.connector.pull import PullPolicy
 from ares.engine.connector.resume_grammar import GrammarReplay
 from ares.engine.connector.resume_output import carried_state, resume_output
-from ares.engine.connector.tracking import LoadCounters, PendingCut, TrackedRequest, WorkerCommands
+from ares.engine.connector.step_times import StepTimes
+from ares.engine.connector.tracking import PendingCut, TrackedRequest, WorkerCommands
 from ares.engine.control import ControlChannel, EngineCommand, GatewayDisconnected, GatewayExpired
 from ares.engine.kv_events import KvEventLog, readable_endpoint
 from ares.engine.learning.folder import LearningFolder, Predicting
@@ -43,8 +44,6 @@ logger = logging.getLogger(__name__)
 
 # Output tokens that a `CutResult` repeats: more than can be in flight between the engine and the gateway in one step.
 _TAIL_TOKENS = 64
-# Weight of the newest step in the moving average of the step time.
-_STEP_WEIGHT = 0.1
 
 
 def _in_flight(request: Request, scheduled: dict[str, int]) -> int:
@@ -92,7 +91,8 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         self._pinned_by_key: dict[str, str] = {}
         # Prefills that ended in this step: vLLM's id to our key, until the step's predictions are posted.
         self._prefilled: dict[str, str] = {}
-        self._load = LoadCounters()
+        self._preemptions = 0
+        self._steps = StepTimes()
         self._worker_commands = WorkerCommands()
         # Requests that pull within the current step, and the blocks that they pull into.
         self._pulling: dict[str, list[int]] = {}
@@ -283,7 +283,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         if tracked is None or tracked.key is None:
             return super().request_finished(request, block_ids)  # type: ignore[no-any-return]
         self._by_key.pop(tracked.key, None)
-        self._load.preemptions += request.num_preemptions
+        self._preemptions += request.num_preemptions
         params = request.kv_transfer_params
         capped = request.status == RequestStatus.FINISHED_LENGTH_CAPPED
         ended = capped or request.status == RequestStatus.FINISHED_STOPPED
@@ -357,8 +357,9 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             tracked.cut.sender,
         )
 
-    def post_step_tokens(self) -> None:
-        """Send gateways the tokens that their running requests got in this step."""
+    def step_completed(self) -> None:
+        """Measure the step that has ended, and send gateways the tokens that their running requests got in it."""
+        self._steps.completed(time.perf_counter(), idle=not self._tracked)
         if rows := [row for tracked in self._sends_tokens.values() if (row := tracked.new_tokens()) is not None]:
             self._channel.post_tokens(rows)
 
@@ -369,24 +370,28 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
 
         Called at the end of every scheduling, before the scheduler counts the scheduled tokens as computed.
         """
-        now = time.perf_counter()
-        load = self._load
-        if load.last_schedule is not None:
-            step = now - load.last_schedule
-            load.step_time_s += (step - load.step_time_s) * (_STEP_WEIGHT if load.steps else 1.0)
-            load.busy_s += step
-            load.steps += 1
-        load.last_schedule = now if scheduler_output.total_num_scheduled_tokens else None
+        scheduled = scheduler_output.num_scheduled_tokens
+        tokens = scheduler_output.total_num_scheduled_tokens
+        self._steps.scheduled(time.perf_counter(), tokens, self._prompt_tokens(scheduled))
         if self._copied:
             self._answer_copies()
         if self._channel.waiting:
             for sender, command in self._channel.commands():
-                self._carry_out(sender, command, scheduler_output.num_scheduled_tokens)
+                self._carry_out(sender, command, scheduled)
         meta = super().build_connector_meta(scheduler_output)
         if not self._worker_commands:
             return meta
         commands, self._worker_commands = self._worker_commands, WorkerCommands()
         return commands.added_to(meta)
+
+    def _prompt_tokens(self, scheduled: dict[str, int]) -> int:
+        """Return how many of a step's tokens are of prompts; a request that decodes without drafts has one token."""
+        count = 0
+        for request_id, tokens in scheduled.items():
+            if tokens > 1 and (tracked := self._tracked.get(request_id)) is not None:
+                left = tracked.request.num_prompt_tokens - tracked.request.num_computed_tokens
+                count += max(0, min(tokens, left))
+        return count
 
     def _carry_out(self, sender: bytes, command: EngineCommand, scheduled: dict[str, int]) -> None:
         match command:
@@ -510,6 +515,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         self._sequence += 1
         pool = self.kv_cache_manager.block_pool if self.kv_cache_manager is not None else None
         used = pool.num_gpu_blocks - 1 - pool.get_num_free_blocks() if pool is not None else 0
+        steps = self._steps.totals
         predicting = self._predicting if self._learning is None else self._learning.predicting()
         return messages.Telemetry(
             sequence=self._sequence,
@@ -517,11 +523,12 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             running=running,
             waiting=waiting,
             pinned=len(self._pinned) + len(self._precopy_pins),
-            step_time_s=self._load.step_time_s,
-            steps=self._load.steps,
-            preemptions=self._load.preemptions + preempted,
+            step_time_s=steps.step_time_s,
+            steps=steps.steps,
+            preemptions=self._preemptions + preempted,
             rows=rows,
-            busy_s=self._load.busy_s,
+            busy_s=steps.busy_s,
+            prompt_tokens=steps.prompt_tokens,
             pull_bytes_per_s=self._pulls.bytes_per_s,
             resources=resources.count(),
             predictor=predicting.version,

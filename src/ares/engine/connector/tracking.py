@@ -106,17 +106,6 @@ class TrackedRequest:
         return came if isinstance(came, str) and len(came) <= carried_forecast.LONGEST_OF_MOVE else ""
 
 
-@dataclass(slots=True)
-class LoadCounters:
-    """Counters that the engine thread keeps for the telemetry."""
-
-    step_time_s: float = 0.0
-    busy_s: float = 0.0
-    steps: int = 0
-    preemptions: int = 0
-    last_schedule: float | None = None
-
-
 class ConnectorMetadata(NixlConnectorMetadata):  # type: ignore[misc]
     """vLLM's metadata for one step with our commands to the workers.
 

@@ -445,8 +445,12 @@ class Controller:
         excludes = [one.exclude | self._unable(one.session) for one in waiting]
         snapshot = self.snapshots.build(s for s in self._sessions.values() if s.id not in self._waiting)
         candidates = self.snapshots.candidates([one.session for one in waiting], snapshot.cluster, excludes)
-        if policy.sees_prefixes(policy.settings):
-            cached = self._cached_candidates.of([one.session for one in waiting], snapshot.instances)
+        sees = policy.sees_prefixes(policy.settings)
+        if sees or self._policy.copies_requests:
+            # Without the former, what is cached counts for suspended requests alone, which have warm copies.
+            rows = [n for n, one in enumerate(waiting) if sees or candidates.suspended[n]]
+            cached = np.zeros((len(waiting), len(snapshot.instances)), np.int64)
+            cached[rows] = self._cached_candidates.of([waiting[n].session for n in rows], snapshot.instances)
             candidates = replace(candidates, cached_tokens=cached)
         memory, ended = policy.memory(), list(self._ended)
         decisions = await decider.decide(

@@ -1,4 +1,4 @@
-"""Cost models fitted online: the step time of an instance, and the stall of a move."""
+"""Cost models fitted online: the step time of an instance, its time for prompts, and the stall of a move."""
 
 import numpy as np
 
@@ -7,6 +7,9 @@ from ares.policy.cost_model import OnlineLeastSquares
 from ares.policy.kv_layout import KvLayout
 from ares.protocol import messages
 from ares.protocol.fields import RequestState
+
+# Weight of a measurement of prompts relative to the one after it.
+_PREFILL_FORGETTING = 0.98
 
 
 class StepTimeModel:
@@ -40,6 +43,51 @@ class StepTimeModel:
     def _resident(self, load: messages.Telemetry) -> float:
         running = (row.resident for row in load.rows if row.state == RequestState.RUNNING)
         return float(sum(map(self._layout.kv_tokens, running)))
+
+
+class PrefillTimeModel:
+    """Fits step + token x prompt tokens, in seconds, to the telemetry of an instance that only prefills.
+
+    By what the instance has computed, and not by when its answers arrive: it computes several prompts in one step, and
+    those of other gateways too.
+    """
+
+    def __init__(self) -> None:
+        self._fit = OnlineLeastSquares(2, forgetting=_PREFILL_FORGETTING, minimum=4)
+        self._last: messages.Telemetry | None = None
+        # Of the steps so far, older ones counting less.
+        self._seconds = self._tokens = 0.0
+
+    def observe(self, load: messages.Telemetry) -> None:
+        """Fit the steps since the last telemetry, if all of them were for prompts."""
+        last, self._last = self._last, load
+        if last is None or not (_prefills_only(last) and _prefills_only(load)):
+            return
+        steps, tokens = load.steps - last.steps, load.prompt_tokens - last.prompt_tokens
+        seconds = load.busy_s - last.busy_s
+        if steps <= 0 or tokens <= 0 or seconds <= 0:
+            return
+        self._fit.add(np.array([float(steps), float(tokens)]), seconds)
+        self._seconds = _PREFILL_FORGETTING * self._seconds + seconds
+        self._tokens = _PREFILL_FORGETTING * self._tokens + tokens
+
+    @property
+    def coefficients(self) -> tuple[float, float] | None:
+        """Seconds of a step and of each prompt token in it; None before the first prompt was computed."""
+        fitted = self._fit.coefficients
+        if fitted is not None:
+            return float(fitted[0]), float(fitted[1])
+        mean = self.mean_token_s
+        return None if mean is None else (0.0, mean)
+
+    @property
+    def mean_token_s(self) -> float | None:
+        """Mean seconds per prompt token, that of its step included; None before the first prompt was computed."""
+        return self._seconds / self._tokens if self._tokens else None
+
+
+def _prefills_only(load: messages.Telemetry) -> bool:
+    return load.role == "prefill" and load.running + load.waiting == load.prefilling
 
 
 class TransferModel:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ares.gateway.control.decider import Decider
-from ares.gateway.control.prefill_choice import PrefillChoice, cached_tokens, has_room
+from ares.gateway.control.prefill_choice import PrefillChoice, cached_tokens
 from ares.gateway.control.snapshot import accepting
 from ares.gateway.pool.instance import Instance
 from ares.gateway.pool.pool import Pool
@@ -74,7 +74,7 @@ class PrefillCandidates:
         computing: list[Instance] = []
         if self._sees_prefixes and to_decode:
             able = (i for i in decoding if i.takes("decode") and unfit(placement, i.state, None) is None)
-            computing = [i for i in able if has_room(i, placement.tokens)]
+            computing = [i for i in able if self._choice.has_room(i, placement.tokens)]
         try:
             chosen, decodes = self._choice.choose(placement, candidates, computing)
         except Exception as error:
@@ -88,7 +88,7 @@ class PrefillCandidates:
 
     def prefill_ended(self, placement: Placement, instance: Instance, cached_tokens: int | None) -> None:
         """Note that a prefill instance has answered, and how much of the tokens it had cached; None: it failed."""
-        self._choice.ended(placement, instance, cached_tokens)
+        self._choice.ended(placement, instance)
         if placement.resumption is not None and cached_tokens is not None:
             placement.resumption = placement.resumption._replace(prefilled=True)
 

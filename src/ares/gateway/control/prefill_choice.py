@@ -107,7 +107,7 @@ class PrefillChoice:
 
     def choose_without_policy(self, placement: Placement, prefilling: list[Instance]) -> Instance:
         """Return the instance with the fewest requests, for when the policy has failed."""
-        chosen = min(prefilling, key=self._requests)
+        chosen = min(prefilling, key=lambda instance: self._queued(instance)[0] + _decoding(instance))
         self._queue(chosen).begin(id(placement), placement.tokens)
         return chosen
 
@@ -151,26 +151,30 @@ class PrefillChoice:
         """Count what an instance, the place at an index, is to compute of a request as queued there."""
         uncached = max(1, placement.tokens - int(places.cached_tokens[index]))
         takes_s = (uncached + int(places.queued_tokens[index])) * places.token_s[index] + places.step_s[index]
+        queue = self._queue(chosen)
         # The end of a prompt on a decode instance is not reported.
-        self._queue(chosen).begin(id(placement), uncached, float(takes_s) if places.decodes[index] else None)
+        queue.begin(id(placement), uncached, float(takes_s) if places.decodes[index] else None)
+        if places.decodes[index]:
+            queue.place(placement.tokens)
 
     @property
     def token_s(self) -> float:
         """Seconds to compute a prompt's token, in the mean of the instances that have computed some."""
-        known = [one for one in (queue.mean_token_s for queue in self._queues.values()) if one is not None]
+        times = (instance.state.prefill_time.mean_token_s for instance in self._queues)
+        known = [one for one in times if one is not None]
         return float(np.mean(known)) if known else _TOKEN_BEFORE_FIT_S
 
-    def ended(self, placement: Placement, instance: Instance, cached_tokens: int | None) -> None:
-        """Note that a prefill instance has answered, and how much it had cached; None: it failed."""
+    def ended(self, placement: Placement, instance: Instance) -> None:
+        """Note that a prefill instance has answered, or has failed to."""
         queue = self._queues.get(instance)  # there is one, too, if another policy has chosen the instance
         if queue is not None:
-            queue.end(id(placement), None if cached_tokens is None else max(1, placement.tokens - cached_tokens))
+            queue.end(id(placement))
 
     def queued_s(self, instance: Instance) -> float:
         """Return the seconds that an instance will take for the prompts that it has."""
-        queue = self._queue(instance)
-        base_s, token_s = queue.coefficients or (0.0, _TOKEN_BEFORE_FIT_S)
-        return base_s * self._requests(instance) + token_s * _queued_tokens(instance, queue)
+        base_s, token_s = instance.state.prefill_time.coefficients or (0.0, self.token_s)
+        prompts, tokens = self._queued(instance)
+        return base_s * prompts + token_s * tokens
 
     def note_sent(self, placement: Placement, instance: Instance) -> None:
         """Note that an instance has, or will soon have, the KV of all tokens so far."""
@@ -182,9 +186,9 @@ class PrefillChoice:
         return self._queues.setdefault(instance, PrefillQueue())
 
     def _places(self, placement: Placement, instances: Sequence[Instance], prefilling: int) -> Places:
-        queues = [self._queue(instance) for instance in instances]
-        times = [queue.coefficients for queue in queues]
-        known = [one for one in times if one is not None] or [(0.0, _TOKEN_BEFORE_FIT_S)]
+        queued = [self._queued(instance) for instance in instances]
+        times = [instance.state.prefill_time.coefficients for instance in instances]
+        known = [one for one in times if one is not None] or [(0.0, self.token_s)]
         # An instance that has not computed any prompt counts as the mean of the others.
         usual = np.mean(known, axis=0)
         fitted = np.array([usual if one is None else one for one in times])
@@ -194,9 +198,10 @@ class PrefillChoice:
         return Places(
             instances=tuple(i.name for i in instances),
             open=np.ones(len(instances), dtype=np.bool_),
-            requests=np.array([self._requests(i) for i in instances], dtype=np.int64),
+            requests=np.array([prompts for prompts, _ in queued], dtype=np.int64),
+            decoding=np.array([_decoding(i) for i in instances], dtype=np.int64),
             cached_tokens=cached_tokens(placement, instances),
-            queued_tokens=np.array([_queued_tokens(i, q) for i, q in zip(instances, queues, strict=True)]),
+            queued_tokens=np.array([tokens for _, tokens in queued], dtype=np.int64),
             base_s=fitted[:, 0],
             token_s=fitted[:, 1],
             decodes=decodes,
@@ -211,7 +216,8 @@ class PrefillChoice:
         return Places(
             instances=tuple(i.name for i in instances),
             open=np.ones(len(instances), dtype=np.bool_),
-            requests=np.array([self._requests(i) for i in instances], dtype=np.int64),
+            requests=np.array([self._queued(i)[0] for i in instances], dtype=np.int64),
+            decoding=np.array([_decoding(i) for i in instances], dtype=np.int64),
             cached_tokens=none.astype(np.int64),
             queued_tokens=none.astype(np.int64),
             base_s=none,
@@ -221,10 +227,26 @@ class PrefillChoice:
             slack_s=none,
         )
 
-    def _requests(self, instance: Instance) -> int:
-        """Return how many requests an instance has: as it reported, and those that were sent since then."""
+    def _queued(self, instance: Instance) -> tuple[int, int]:
+        """Return how many prompts an instance still has to compute, and about how many of their tokens.
+
+        As it reported, and those that were sent since then; prompts of other gateways count as ours do in the mean.
+        """
         queue = self._queue(instance)
-        return max(len(queue), _reported_requests(instance) + queue.sent_since(instance.state.telemetry_at))
+        own = len(queue)
+        prompts = max(own, _reported_prompts(instance) + queue.sent_since(instance.state.telemetry_at))
+        return prompts, queue.tokens + round((prompts - own) * queue.mean_tokens)
+
+    def has_room(self, instance: Instance, tokens: int) -> bool:
+        """Whether a decode instance has KV for twice so many tokens, and lets no request wait.
+
+        What was sent to it since its report counts as well.
+        """
+        load, hello = instance.state.telemetry, instance.state.hello
+        if load is None or hello is None or load.waiting:
+            return False
+        placed = self._queue(instance).placed_since(instance.state.telemetry_at)
+        return instance.state.free_blocks * hello.block_size > 2 * (tokens + placed)
 
     def _slack_s(self, instance: Instance, step_s: float) -> float:
         """Return by how much a step may become longer; 0 while that is not known."""
@@ -236,24 +258,18 @@ class PrefillChoice:
         return max(0.0, objective_s - step_s)
 
 
-def has_room(instance: Instance, tokens: int) -> bool:
-    """Whether a decode instance has free KV for so many tokens, and lets no request wait."""
-    load, hello = instance.state.telemetry, instance.state.hello
-    if load is None or hello is None or load.waiting:
-        return False
-    return instance.state.free_blocks * hello.block_size > 2 * tokens
-
-
-def _reported_requests(instance: Instance) -> int:
+def _reported_prompts(instance: Instance) -> int:
+    """Return how many prompts an instance reported: of one that decodes too, those for other instances."""
     load = instance.state.telemetry
-    return load.running + load.waiting if load else 0
+    if load is None:
+        return 0
+    return load.running + load.waiting if instance.role == "prefill" else load.prefilling
 
 
-def _queued_tokens(instance: Instance, queue: PrefillQueue) -> int:
-    """Return the tokens that are still to be computed; requests of other gateways count as ours do in the mean."""
-    others = _reported_requests(instance) - len(queue) if instance.role == "prefill" else 0
-    mean = queue.tokens // len(queue) if len(queue) else 0
-    return queue.tokens + max(0, others) * mean
+def _decoding(instance: Instance) -> int:
+    """Return how many requests generate tokens on an instance, as it reported."""
+    load = instance.state.telemetry
+    return max(0, load.running - load.prefilling) if load is not None and instance.role != "prefill" else 0
 
 
 def cached_tokens(placement: Placement, instances: Sequence[Instance]) -> IntArray:

@@ -92,8 +92,10 @@ class WarmCopies:
         self._pool, self._sessions, self._metrics, self._snapshots = pool, sessions, metrics, snapshots
         self._tuning, self._spawn, self._log = tuning, spawn, log
         self.looked_up_s = 0.0
-        # Copies to each instance.
+        # Copies to each instance, and the tokens that they bring.
         self._under_way: Counter[Instance] = Counter()
+        self._under_way_tokens: Counter[Instance] = Counter()
+        self._processes = processes
         self._bytes_s = policy.link_bytes_s(policy.settings) / processes
         self._bytes = 0.0
         self._gained_at = time.monotonic()
@@ -118,7 +120,7 @@ class WarmCopies:
         for one in decided:
             session, target = snapshot.sessions[one.request], snapshot.instances[one.target]
             session.copy_after = math.inf  # one at a time
-            self._spawn(self._copy(session, target, one.tokens * copyable.token_bytes))
+            self._spawn(self._copy(session, target, one.tokens, one.tokens * copyable.token_bytes))
 
     async def _copyable(self, snapshot: ClusterSnapshot, token_s: float, now: float) -> Copyable:
         cluster, instances = snapshot.cluster, snapshot.instances
@@ -147,15 +149,18 @@ class WarmCopies:
             copied_to=copied_to,
             takes=cluster.open & caches,
             under_way=np.array([self._under_way[i] for i in instances], dtype=np.int64),
+            under_way_tokens=np.array([self._under_way_tokens[i] for i in instances], dtype=np.int64),
             token_s=token_s,
             token_bytes=max(sizes, default=0.0),
             link_bytes=self._bytes,
+            processes=self._processes,
         )
 
-    async def _copy(self, session: Session, target: Instance, expected_bytes: float) -> None:
-        """Copy what the target lacks of a request, and charge it to the budget."""
+    async def _copy(self, session: Session, target: Instance, tokens: int, expected_bytes: float) -> None:
+        """Copy what the target lacks of a request, about so many tokens, and charge it to the budgets."""
         self._bytes -= expected_bytes
         self._under_way[target] += 1
+        self._under_way_tokens[target] += tokens
         moved_bytes = retry_s = 0.0
         try:
             moved_bytes = await self._bring(session, target)
@@ -168,8 +173,9 @@ class WarmCopies:
         finally:
             session.copy_after = time.monotonic() + retry_s
             self._under_way[target] -= 1
+            self._under_way_tokens[target] -= tokens
             if not self._under_way[target]:
-                del self._under_way[target]  # it may be gone
+                del self._under_way[target], self._under_way_tokens[target]  # it may be gone
             self._bytes += expected_bytes - moved_bytes
 
     async def _bring(self, session: Session, target: Instance) -> float:

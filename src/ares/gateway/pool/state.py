@@ -3,7 +3,7 @@
 import time
 from collections.abc import Set
 
-from ares.gateway.control.cost_models import StepTimeModel
+from ares.gateway.control.cost_models import PrefillTimeModel, StepTimeModel
 from ares.gateway.pool import likeness
 from ares.gateway.pool.cached_blocks import CachedBlocks
 from ares.policy.kv_layout import KvLayout
@@ -28,6 +28,8 @@ class InstanceState:
         How many KV blocks a request holds there, by its tokens.
     step_time
         Its steps' duration by load, fitted to the telemetry since its start.
+    prefill_time
+        How long it takes for prompts, likewise, while it only prefills.
     cached
         The blocks in its prefix cache, as far as they are known.
     draining
@@ -47,6 +49,7 @@ class InstanceState:
         self.settings: likeness.Values | None = None
         self.layout = KvLayout(1)
         self.step_time = StepTimeModel(self.layout)
+        self.prefill_time = PrefillTimeModel()
         self.cached = CachedBlocks()
         self.draining = False
         self.drain_deadline: float | None = None
@@ -60,6 +63,7 @@ class InstanceState:
         caches = hello.prefix_caching or hello.kv_events
         self.cached = CachedBlocks(hello.block_size, hello.kv_blocks if caches else 0, publishes=hello.kv_events)
         self.step_time = StepTimeModel(self.layout)
+        self.prefill_time = PrefillTimeModel()
 
     def update(self, telemetry: messages.Telemetry, now: float) -> None:
         """Take a report of its load, received at `now` (`time.monotonic`)."""
@@ -72,6 +76,7 @@ class InstanceState:
             self.drain_deadline = now + telemetry.drain_left_s
         self.telemetry, self.telemetry_at = telemetry, now
         self.step_time.observe(telemetry)
+        self.prefill_time.observe(telemetry)
 
     def drain(self, deadline_s: float) -> None:
         """Count it as draining from now on, before it reports so itself."""

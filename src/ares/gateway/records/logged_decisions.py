@@ -82,6 +82,8 @@ def read_places(record: dict[str, Any]) -> Places:
         raise TypeError("each instance must have all of its figures")
     # The name is that of each request in a cluster, and here a number for each instance.
     requests = np.array(read.pop("requests"), dtype=np.int64)
+    # Logs of earlier versions have what decodes on an instance among its requests.
+    read.setdefault("decoding", [0] * len(requests))
     made = Places(requests=requests, transfer_s=float(transfer_s), **_arrays(read))
     # Of a request that resumes, no objective bounds it.
     made = replace(made, slack_s=np.nan_to_num(made.slack_s, nan=_MAXIMUM_SETTING))
@@ -99,8 +101,11 @@ def read_copyable(record: dict[str, Any], cluster: Cluster) -> Copyable:
     """Return what a logged decision of copies was made from besides its cluster."""
     read = dict(record["copyable"])
     requests, instances = len(cluster.requests), len(cluster.instances)
-    for name, kind in (("requests", np.bool_), ("takes", np.bool_), ("copied_to", np.int64), ("under_way", np.int64)):
-        read[name] = np.array(read[name], kind)
+    read.setdefault("under_way_tokens", [0] * instances)  # not in logs of earlier versions
+    for name in ("requests", "takes"):
+        read[name] = np.array(read[name], np.bool_)
+    for name in ("copied_to", "under_way", "under_way_tokens"):
+        read[name] = np.array(read[name], np.int64)
     read["cached_tokens"] = np.array(read["cached_tokens"], np.int64).reshape(-1, instances)
     for name in ("token_s", "token_bytes"):
         read[name] = _number(name, read[name])
@@ -108,7 +113,9 @@ def read_copyable(record: dict[str, Any], cluster: Cluster) -> Copyable:
     read["link_bytes"] = _number("link_bytes", read["link_bytes"], -float(MAXIMUM_TOKENS))
     made = Copyable(**read)
     _check(made, ("requests", "copied_to"), requests)
-    _check(made, ("takes", "under_way"), instances)
+    _check(made, ("takes", "under_way", "under_way_tokens"), instances)
+    if type(made.processes) is not int or made.processes < 1:
+        raise ValueError(f"processes is {made.processes!r}")
     cached = made.cached_tokens
     if len(cached) != requests or (cached.size and not 0 <= cached.min() <= cached.max() < MAXIMUM_TOKENS):
         raise ValueError("cached_tokens is out of range")

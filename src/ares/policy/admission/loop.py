@@ -285,13 +285,17 @@ def _try_admit(context: Context, request: int, why: int, count: int) -> int:
     cached = requests.tokens[:0]
     if len(requests.cached) > 0:
         cached = requests.cached[request]
+    cached_weight = settings.cached_weight
+    if requests.status[request] == SUSPENDED:
+        # What is not cached where it resumes is computed again, and not pulled from a prefill instance.
+        cached_weight = max(cached_weight, 1.0)
     instance = choose_instance(
         instances.expected,
         instances.variance,
         context.limit,
         closed,
         cached,
-        settings.cached_weight,
+        cached_weight,
         context.mean,
         context.variance,
         points,

@@ -29,14 +29,16 @@ class Copyable:
         Index of the instance that the newest copy of each request went to, shape (R,); -1: there is none.
     takes
         Whether an instance keeps what is copied to it, shape (I,): it caches prefixes and takes requests.
-    under_way
-        Copies to each instance that have not ended, shape (I,).
+    under_way, under_way_tokens
+        Copies to each instance that have not ended, and the tokens that they bring, shape (I,) each.
     token_s
         Seconds to compute one token of a prompt.
     token_bytes
         Bytes of KV of one token.
     link_bytes
         Bytes that may be transferred now: what the budget has gained since the last decision, less what it owes.
+    processes
+        Processes of the gateway that copy, each for its own requests: each may use this part of the budget of memory.
     """
 
     requests: BoolArray
@@ -44,9 +46,11 @@ class Copyable:
     copied_to: IntArray
     takes: BoolArray
     under_way: IntArray
+    under_way_tokens: IntArray
     token_s: float
     token_bytes: float
     link_bytes: float
+    processes: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,10 +97,11 @@ class MostSaved(Copies):
         """Return the tokens of copies that each instance still takes, and its peak of memory, shape (I,) each."""
         capacity = cluster.capacity_tokens.astype(np.float64)
         peak: FloatArray = forecast(cluster, _GRID).high(1.0).max(axis=1)
-        held = np.zeros(len(capacity))
+        held = copyable.under_way_tokens.astype(np.float64)
         rows = np.flatnonzero((copyable.copied_to >= 0) & (copyable.copied_to != cluster.location))
         np.add.at(held, copyable.copied_to[rows], copyable.cached_tokens[rows, copyable.copied_to[rows]])
-        room = np.minimum(self.settings.memory_share * capacity, capacity - peak) - held
+        share = self.settings.memory_share / copyable.processes
+        room = np.minimum(share * capacity, capacity - peak) - held
         return room, peak
 
     def _target(

@@ -27,11 +27,13 @@ class Places:
     open
         Whether an instance takes the request, shape (N,).
     requests
-        Requests on each instance, those just sent included, shape (N,).
+        Prompts that each instance still has to compute, those just sent included, shape (N,).
+    decoding
+        Requests that generate tokens on each, and wait while it computes a prompt, shape (N,).
     cached_tokens
         Tokens of the prompt, from the first on, that each is thought to have cached, shape (N,).
     queued_tokens
-        Prompt tokens that each still has to compute, shape (N,).
+        Tokens of those prompts that are not cached, shape (N,).
     base_s, token_s
         Time to compute n tokens of a prompt: base + token x n seconds, shape (N,) each.
     decodes
@@ -45,6 +47,7 @@ class Places:
     instances: tuple[str, ...]
     open: BoolArray
     requests: IntArray
+    decoding: IntArray
     cached_tokens: IntArray
     queued_tokens: IntArray
     base_s: FloatArray

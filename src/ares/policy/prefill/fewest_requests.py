@@ -9,4 +9,4 @@ class FewestRequests(InTurns):
 
     def choose(self, places: Places, tokens: int) -> int | None:
         """Return the index of the instance with the fewest requests."""
-        return self.best(places, places.open & ~places.decodes, places.requests)
+        return self.best(places, places.open & ~places.decodes, places.requests + places.decoding)

@@ -45,10 +45,10 @@ class LongestPrefix(InTurns):
         able = places.open & ~places.decodes
         if not able.any():
             return None
-        settings, requests = self.settings, places.requests[able]
-        most, fewest = int(requests.max()), int(requests.min())
+        settings, requests = self.settings, places.requests + places.decoding
+        most, fewest = int(requests[able].max()), int(requests[able].min())
         uneven = most - fewest > settings.balance_requests and most > settings.balance_ratio * fewest
         cached = places.cached_tokens
         if uneven or cached[able].max() < settings.threshold * tokens:
-            return self.best(places, able, places.requests)
-        return self.best(places, able, np.negative(cached), places.requests)
+            return self.best(places, able, requests)
+        return self.best(places, able, np.negative(cached), requests)

@@ -17,6 +17,9 @@ import numpy as np
 from ares.policy.roles.base import ChangeTo, RoleChange, RolePlan, RolePool, Roles, register
 from ares.policy.settings import in_range
 
+# An objective that leaves less than this share of an empty step for the requests is as good as out of reach.
+_LEAST_OF_BASE = 0.1
+
 
 @dataclass(frozen=True, slots=True)
 class PressureSettings:
@@ -124,10 +127,8 @@ class Pressure(Roles):
         capacity = float(pool.capacity_tokens.mean()) * settings.memory_share if len(pool.instances) else 0.0
         memory = tokens / capacity if capacity else 0.0
         base_s, request_s, token_s = pool.step_s
-        within_s = pool.tpot_s - base_s
         work_s = request_s * float(pool.requests.sum()) + token_s * tokens
-        # Where the objective cannot be met even by an empty instance, more of them do not help.
-        steps = work_s / within_s if within_s > 0.0 else 0.0
+        steps = _instances_for(work_s, pool.tpot_s - base_s, base_s)
         return prefill, max(memory, steps)
 
     def _wish(self, pool: RolePool) -> _Wish:
@@ -181,3 +182,22 @@ class Pressure(Roles):
         self._prefill, self._decode = known("prefill", math.nan), known("decode", math.nan)
         self._for_s, self._since_change_s = known("for_s", 0.0), known("since_change_s", math.inf)
         self._counts = known("prefill_instances", math.nan), known("decode_instances", math.nan)
+
+
+def _instances_for(work_s: float, within_s: float, base_s: float) -> float:
+    """Return how many instances keep the mean step within its objective.
+
+    Where the objective cannot be met even by an empty instance, more of them do not help. Shortly above that each gain
+    takes many more instances than the one before it: they count ever less, so that the number has a bound.
+
+    Parameters
+    ----------
+    work_s
+        What all requests add to a step, if one instance had them.
+    within_s, base_s
+        By how much a step may be longer than an empty one, and the time of that.
+    """
+    least_s = _LEAST_OF_BASE * base_s
+    if within_s <= 0.0:
+        return 0.0
+    return work_s / within_s if within_s >= least_s else work_s * within_s / least_s**2
