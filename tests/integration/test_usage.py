@@ -1,9 +1,18 @@
-"""The usage says how much of a prompt the prefill instance had cached, not what the decode instances pulled."""
+"""The usage says how much of a prompt the prefill instance had cached, and its reports what it has computed."""
+
+import asyncio
+import itertools
+import time
+
+import pytest
 
 from tests.integration.client import Client
+from tests.waiting import eventually_found
 
 # Two blocks of the CPU build, and a part of one.
 PROMPT, CACHED = [(11 * n) % 900 + 100 for n in range(300)], 256
+# A test that fails runs once more, and its prompts must not be cached.
+_attempts = itertools.count(1)
 
 
 async def test_cached_tokens_are_those_of_the_prefill_instance(client: Client) -> None:
@@ -20,3 +29,27 @@ async def test_cached_tokens_are_those_of_the_prefill_instance(client: Client) -
     for _ in range(2):
         async with client.http.post(f"{client.url}/v1/chat/completions", json=body) as reply:
             assert (await reply.json())["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
+
+
+@pytest.mark.gpu_defaults
+async def test_a_prompt_that_is_computed_alone_counts_as_work(client: Client) -> None:
+    """With asynchronous scheduling, too, where an empty step is scheduled while it runs."""
+
+    async def work() -> tuple[int, float]:
+        row = next(row for row in (await client.status())["instances"] if row["name"] == "prefill-0")
+        return row["prompt_tokens"], row["busy_s"]
+
+    attempt, took_s = next(_attempts), 0.0
+    await asyncio.sleep(1.0)  # until what other tests have computed is reported
+    tokens, busy_s = await work()
+    for number in range(3):
+        prompt = [(7 * n + 100 * attempt + 10 * number) % 1000 + 3 for n in range(400)]
+        began = time.monotonic()
+        await client.complete(prompt, 1)
+        took_s += time.monotonic() - began
+
+    async def counted() -> bool:
+        return (await work())[0] == tokens + 1200
+
+    await eventually_found(counted)
+    assert 0.2 * took_s < (await work())[1] - busy_s < took_s
