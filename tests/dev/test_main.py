@@ -5,19 +5,7 @@ import sys
 
 import pytest
 
-COMMANDS = (
-    "chaos",
-    "soak",
-    "kills",
-    "copies",
-    "roles",
-    "moves",
-    "clients",
-    "footprint",
-    "modules",
-    "metrics",
-    "example-config",
-)
+from ares_dev.__main__ import app
 
 
 def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -28,7 +16,8 @@ def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
 def test_the_help_names_every_command() -> None:
     done = run("--help")
     assert done.returncode == 0, done.stderr
-    for name in COMMANDS:
+    for command in app.registered_commands:
+        name = command.name
         (line,) = [line for line in done.stdout.splitlines() if line.strip(" │").startswith(f"{name} ")]
         assert len(line.strip(" │").removeprefix(name).split()) > 4, f"{name} has no description"
 
