@@ -1,5 +1,6 @@
 """Which outputs count, from their pieces; and how shards of them are stored."""
 
+import json
 import os
 import time
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from ares.learner.cohort import Recorded, files_of, newest, settled
 from ares.learner.recorded import Accepted, Store
+from ares.predictor import shards
 from ares.predictor.shards import Outcome
 from tests.learner import synthetic
 
@@ -131,6 +133,36 @@ def test_age_is_measured_by_a_clock_that_does_not_jump(tmp_path: Path, monkeypat
     again = store(tmp_path / "recorded")
     assert again.prune(1 << 30, 7) == 1
     assert not list((tmp_path / "recorded").iterdir())
+
+
+def damaged(data: bytes, **metadata: str) -> bytes:
+    """Return a shard's file with other metadata."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] |= metadata
+    changed = json.dumps(header).encode()
+    return len(changed).to_bytes(8, "little") + changed + data[8 + length :]
+
+
+def test_one_bad_shard_is_dropped_also_where_it_is_stored_already(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = store(tmp_path / "recorded")
+    good, bad = offer(tmp_path, 2, seed=1), damaged(offer(tmp_path, 1, seed=2), prompts='["\\ud800"]')
+    assert made.take(good, synthetic.CONTEXT)
+    assert not made.take(bad, synthetic.CONTEXT)
+    (tmp_path / "recorded" / f"{2:012d}-{'0' * 32}.safetensors").write_bytes(bad)  # by an earlier version
+    again = store(tmp_path / "recorded")
+    assert (len(again.outputs), again.dropped) == (2, {"malformed": 1})
+    assert len(list((tmp_path / "recorded").iterdir())) == 1
+
+    def unforeseen(_: Path) -> None:
+        raise AttributeError("unforeseen")
+
+    monkeypatch.setattr(shards, "read", unforeseen)
+    again = store(tmp_path / "recorded")
+    assert (again.outputs, again.dropped) == ({}, {"malformed": 1})
+    assert "unforeseen" in caplog.text
 
 
 def test_a_full_disk_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from ares.learner.errors import LearnerError
 from ares.learner.folder import Folder
 from ares.learner.service import Learner
 from ares.learner.settings import Keys, LearnerSettings
+from ares.learner.work import Planner
 from ares.models.resolve import DEFAULT_MODEL
 from tests.learner import synthetic
 from tests.learner.fakes import Gateway, Instance, serving
@@ -190,3 +191,21 @@ async def test_an_instance_that_restarts_gets_the_champion_again(tmp_path: Path)
             async with serving(restarted):
                 await eventually(lambda: restarted.predictor == version)
     assert restarted.received == [version, version]
+
+
+async def test_an_error_of_planning_is_an_event_and_the_champion_is_still_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unforeseen(*_: object) -> None:
+        raise AttributeError("unforeseen")
+
+    monkeypatch.setattr(Planner, "next", unforeseen)
+    version = version_for(DEFAULT_MODEL)
+    started, other = Instance(tmp_path, predictor=version), Instance(tmp_path, "other")
+    async with serving(started), serving(other):
+        settings = LearnerSettings(folder=tmp_path / "learner", workers=[started.url, other.url], **QUICK)
+        async with running(settings) as learner:
+            await eventually(lambda: other.predictor == version)
+            await eventually(lambda: "error" in events(learner))
+            await asyncio.sleep(1.5)
+            assert events(learner).count("error") == 1

@@ -85,6 +85,10 @@ def test_token_ids_that_are_there_are_enough(tmp_path: Path) -> None:
         ("limits", "[-1]", "whole numbers"),
         ("limits", "[5, 5]", "list of 1"),
         ("limit", "32", "an output of 33 tokens, the limit is 32"),
+        ("limit", str(1 << 31), "in 32 bits"),
+        ("every", str(1 << 64), "in 32 bits"),
+        ("prompts", '["\\ud800"]', "surrogates not allowed"),
+        ("requests", '["\\ud800"]', "surrogates not allowed"),
     ],
 )
 def test_contradictions_are_refused(tmp_path: Path, name: str, text: str, message: str) -> None:

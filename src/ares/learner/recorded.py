@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import logging
 import re
 import time
 from collections import Counter
@@ -13,6 +14,8 @@ from ares.learner.cohort import Recorded
 from ares.learner.files import write_whole
 from ares.predictor import shards
 from ares.predictor.errors import PredictorError
+
+logger = logging.getLogger(__name__)
 
 # The arrival number, and the beginning of the SHA-256: an instance offers a shard again where our answer was lost.
 _NAME = re.compile(r"(\d{12})-([0-9a-f]{32})\.safetensors")
@@ -156,6 +159,9 @@ class Store:
             shard = shards.read(path)
         except PredictorError as error:
             raise UnusableError("not finite" if "not finite" in str(error) else "malformed") from error
+        except Exception as error:  # whatever is wrong with one file, the others are learned from
+            logger.exception("%s cannot be read, and is dropped", path.name)
+            raise UnusableError("malformed") from error
         self.accepted.check(shard.source)
         if not self.accepted.every:
             source = shard.source

@@ -59,7 +59,7 @@ class Learner:
         self._job: tuple[Work, asyncio.Task[None]] | None = None
         self._epoch = ""
         self._news = asyncio.Event()
-        self._full = False
+        self._full = self._failing = False
         self._left_alone: set[tuple[str, str]] = set()
 
     async def run(self) -> None:
@@ -103,7 +103,7 @@ class Learner:
             learning.store.prune(settings.keep_bytes, settings.keep_days, used)
             if self._job is not None and self._job[1].done():
                 self._job = None
-            if self._job is None and (work := learning.next()) is not None:
+            if self._job is None and (work := self._next()) is not None:
                 self._job = (work, asyncio.ensure_future(self._run(work)))
                 self._news.set()
             learning.save()
@@ -111,6 +111,19 @@ class Learner:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_TICK_S):
                     await self._wakes()
+
+    def _next(self) -> Work | None:
+        """Return the work that is due; an error of planning is an event, and instances still get the champion."""
+        try:
+            work = self.learning.next()
+        except Exception as error:  # such as for a recorded file that nobody has thought of
+            if not self._failing:
+                logger.exception("the next work cannot be planned; it is tried again every second")
+                self.learning.add("error", f"nothing is trained or judged: planning failed: {error!r}")
+            self._failing = True
+            return None
+        self._failing = False
+        return work
 
     async def _wakes(self) -> None:
         """Wait for the end of the job, if there is one."""

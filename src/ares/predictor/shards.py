@@ -296,13 +296,15 @@ def _check_names(requests: Any, prompts: Any) -> None:
     for names in (requests, prompts):
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError("the ids of requests and prompts must be lists of strings")
+        for name in names:
+            name.encode()  # UnicodeEncodeError, a ValueError: JSON can hold half of a surrogate pair
     if len(prompts) != len(requests):
         raise ValueError(f"{len(prompts)} prompts for {len(requests)} outputs")
 
 
 def _check(source: Source, outputs: int, tensors: dict[str, NDArray[Any]]) -> None:
-    if min(source.hidden_size, source.every, source.limit) < 1:
-        raise ValueError("hidden_size, every and limit must be positive")
+    if not all(1 <= number < 1 << 31 for number in (source.hidden_size, source.every, source.limit)):
+        raise ValueError("hidden_size, every and limit must be positive, in 32 bits")
     for name, kind in _TYPES.items():
         if tensors[name].dtype != kind:
             raise ValueError(f"{name} is {tensors[name].dtype}, expected {np.dtype(kind)}")
