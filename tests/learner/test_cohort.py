@@ -13,6 +13,7 @@ from ares.predictor import shards
 from ares.predictor.shards import Outcome
 from tests.learner import synthetic
 
+LARGEST = (1 << 31) - 1
 RUNNING, STOP, LIMIT, LEFT = Outcome.RUNNING, Outcome.STOP, Outcome.LIMIT, Outcome.LEFT
 
 
@@ -127,6 +128,19 @@ def test_age_is_measured_by_a_clock_that_does_not_jump(tmp_path: Path, monkeypat
     monkeypatch.setattr(time, "time", lambda: now + 30 * 86400)
     assert made.prune(1 << 30, 7) == 0
     monkeypatch.undo()
+    # A clock that was ahead when the learner started, and has been corrected since.
+    with monkeypatch.context() as ahead:
+        ahead.setattr(time, "time", lambda: now + 30 * 86400)
+        made = store(tmp_path / "new")
+    made.take(offer(tmp_path, 1, 2), synthetic.CONTEXT)
+    assert made.prune(1 << 30, 7) == 0
+    # A file of a clock that was ahead is not kept for longer.
+    (path,) = (tmp_path / "new").iterdir()
+    os.utime(path, (now + 30 * 86400, now + 30 * 86400))
+    made, began = store(tmp_path / "new"), time.monotonic()
+    with monkeypatch.context() as later:
+        later.setattr(time, "monotonic", lambda: began + 7.1 * 86400)
+        assert made.prune(1 << 30, 7) == 1
     old = now - 8 * 86400
     (path,) = (tmp_path / "recorded").iterdir()
     os.utime(path, (old, old))
@@ -142,6 +156,16 @@ def damaged(data: bytes, **metadata: str) -> bytes:
     header["__metadata__"] |= metadata
     changed = json.dumps(header).encode()
     return len(changed).to_bytes(8, "little") + changed + data[8 + length :]
+
+
+def changed(data: bytes, **lengths: int) -> bytes:
+    """Return a shard's file with other lengths of all of its outputs."""
+    length = int.from_bytes(data[:8], "little")
+    header, result = json.loads(data[8 : 8 + length]), bytearray(data)
+    for name, value in lengths.items():
+        start, end = (8 + length + offset for offset in header[name]["data_offsets"])
+        result[start:end] = value.to_bytes(4, "little") * ((end - start) // 4)
+    return bytes(result)
 
 
 def test_one_bad_shard_is_dropped_also_where_it_is_stored_already(
@@ -163,6 +187,28 @@ def test_one_bad_shard_is_dropped_also_where_it_is_stored_already(
     again = store(tmp_path / "recorded")
     assert (again.outputs, again.dropped) == ({}, {"malformed": 1})
     assert "unforeseen" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("prompt", "length", "limit", "metadata", "why"),
+    [
+        (LARGEST, LARGEST, 0, {"limit": str(LARGEST)}, "a limit beyond the model's context"),
+        (LARGEST, 20, 0, {}, "longer than the model's context"),
+        (3, LARGEST, 0, {}, "malformed"),
+        (3, 20, 2_000_000_000, {}, "longer than the model's context"),
+        (3, 20, 0, {"limit": "2000000000"}, "a limit beyond the model's context"),
+    ],
+)
+def test_absurd_lengths_are_dropped_and_decide_nothing(
+    tmp_path: Path, prompt: int, length: int, limit: int, metadata: dict[str, str], why: str
+) -> None:
+    made = store(tmp_path / "recorded")
+    data = synthetic.shard(tmp_path, synthetic.outputs(1, 1)[:1], synthetic.source(every=7))
+    with_lengths = changed(data, prompt_length=prompt, output_length=length)
+    assert not made.take(damaged(with_lengths, limits=f"[{limit}]", **metadata), synthetic.CONTEXT)
+    assert made.dropped == {why: 1}
+    assert made.accepted == Accepted()
+    assert made.take(offer(tmp_path, 1, seed=2), synthetic.CONTEXT)
 
 
 def test_a_full_disk_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,7 +95,7 @@ async def test_from_a_cold_start_through_a_drift(tmp_path: Path) -> None:
         assert first.waiting == second.waiting == 0
 
 
-async def test_poisoned_shards_are_dropped_and_counted(tmp_path: Path) -> None:
+async def test_poisoned_shards_are_dropped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     poisoned = Instance(tmp_path)
     made = synthetic.outputs(3, seed=1)
     made[0].states[0][3] = float("nan")
@@ -104,7 +104,7 @@ async def test_poisoned_shards_are_dropped_and_counted(tmp_path: Path) -> None:
     wrong = {
         "not finite": synthetic.shard(tmp_path, made[:1]),
         "another model": synthetic.shard(tmp_path, made[1:2], synthetic.source(model="another/model")),
-        "another every": synthetic.shard(tmp_path, made[1:2], synthetic.source(every=7)),
+        "another interval": synthetic.shard(tmp_path, made[1:2], synthetic.source(every=7)),
         "longer than the model's context": synthetic.shard(tmp_path, [long]),
         "malformed": b"garbage",
     }
@@ -117,6 +117,7 @@ async def test_poisoned_shards_are_dropped_and_counted(tmp_path: Path) -> None:
             await eventually(lambda: not poisoned.waiting)
             assert learner.learning.store.dropped == dict.fromkeys(wrong, 1)
             assert len(learner.learning.store.outputs) == 20
+    assert "one every 20 tokens: start the instances so, or a learner with another --folder" in caplog.text
     # They are not there after a restart either.
     async with serving(poisoned), running(settings) as learner:
         assert len(learner.learning.store.outputs) == 20

@@ -10,6 +10,8 @@ from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from ares.learner.cohort import Recorded
 from ares.learner.files import write_whole
 from ares.predictor import shards
@@ -20,6 +22,7 @@ logger = logging.getLogger(__name__)
 # The arrival number, and the beginning of the SHA-256: an instance offers a shard again where our answer was lost.
 _NAME = re.compile(r"(\d{12})-([0-9a-f]{32})\.safetensors")
 _DAY_S = 86400.0
+OTHER_MODEL, OTHER_WIDTH, OTHER_INTERVAL = "another model", "another width", "another interval"
 
 
 class UnusableError(Exception):
@@ -40,9 +43,12 @@ class Accepted:
             raise UnusableError("not recorded from live requests")
         if source.hidden_state != shards.HIDDEN_STATE:
             raise UnusableError("another hidden state")
-        for name, value in (("model", self.model), ("hidden_size", self.hidden_size), ("every", self.every)):
-            if value and getattr(source, name) != value:
-                raise UnusableError(f"another {name.replace('_', ' ')}")
+        if self.model not in ("", source.model):
+            raise UnusableError(OTHER_MODEL)
+        if self.hidden_size not in (0, source.hidden_size):
+            raise UnusableError(OTHER_WIDTH)
+        if self.every not in (0, source.every):
+            raise UnusableError(OTHER_INTERVAL)
 
 
 class Store:
@@ -64,6 +70,7 @@ class Store:
         self._folder = folder
         self._files: dict[int, Path] = {}
         self._sizes: dict[int, int] = {}
+        # When each arrived, by a clock that does not jump.
         self._times: dict[int, float] = {}
         self._requests: dict[int, list[str]] = {}
         self._names: dict[str, int] = {}
@@ -71,8 +78,6 @@ class Store:
         self.accepted = accepted
         self.dropped: Counter[str] = Counter()
         self.number = number
-        # Ages are measured from here on by a clock that does not jump.
-        self._began = (time.time(), time.monotonic())
 
     def open(self) -> None:
         """Index the shards that are there; those that are not usable are deleted."""
@@ -82,7 +87,10 @@ class Store:
                 continue
             self.number = max(self.number, int(found[1]))
             try:
-                self._index(int(found[1]), found[2], path, self._checked(path, None))
+                shard = self._checked(path, None)
+                # The date of a file is all that is known; one in the future is that of a clock since corrected.
+                age_s = max(0.0, time.time() - path.stat().st_mtime)
+                self._index(int(found[1]), found[2], path, shard, age_s)
             except UnusableError as error:
                 self.dropped[str(error)] += 1
                 path.unlink(missing_ok=True)
@@ -129,7 +137,7 @@ class Store:
 
     def prune(self, keep_bytes: int, keep_days: float, used: Container[int] = ()) -> int:
         """Delete the oldest shards beyond these bounds, but none in use; return how many."""
-        now = self._began[0] + time.monotonic() - self._began[1]
+        now = time.monotonic()
         size, deleted = self.size, 0
         for number in sorted(self._files):
             if size <= keep_bytes and now - self._times[number] <= keep_days * _DAY_S:
@@ -162,20 +170,17 @@ class Store:
         except Exception as error:  # whatever is wrong with one file, the others are learned from
             logger.exception("%s cannot be read, and is dropped", path.name)
             raise UnusableError("malformed") from error
-        self.accepted.check(shard.source)
+        source = shard.source
+        self.accepted.check(source)
+        _check_lengths(shard, longest)
+        # Only now: one that is dropped does not decide what others must be.
         if not self.accepted.every:
-            source = shard.source
             self.accepted = Accepted(source.model, source.hidden_size, source.every)
-        tensors = shard.tensors
-        if longest is not None and (tensors["prompt_length"] + tensors["output_length"] > longest + 1).any():
-            raise UnusableError("longer than the model's context")
-        if (tensors["position"] > tensors["output_length"][tensors["output"]]).any():
-            raise UnusableError("a position after the end")
         return shard
 
-    def _index(self, number: int, name: str, path: Path, shard: shards.Shard) -> None:
-        about = path.stat()
-        self._files[number], self._sizes[number], self._times[number] = path, about.st_size, about.st_mtime
+    def _index(self, number: int, name: str, path: Path, shard: shards.Shard, age_s: float = 0.0) -> None:
+        self._files[number], self._sizes[number] = path, path.stat().st_size
+        self._times[number] = time.monotonic() - age_s
         self._names[name] = number
         self._requests[number] = shard.requests
         now = time.monotonic()
@@ -194,3 +199,18 @@ class Store:
             output = self.outputs.get(request)
             if output is not None and output.forget(number):
                 del self.outputs[request]
+
+
+def _check_lengths(shard: shards.Shard, longest: int | None) -> None:
+    """Raise UnusableError where lengths cannot be; `longest` is the context of the instance, None where unknown."""
+    # Live requests are recorded with the context of their instance as the limit.
+    context = shard.source.limit
+    if longest is not None and context > longest:
+        raise UnusableError("a limit beyond the model's context")
+    tensors = shard.tensors
+    # In 64 bits: the sum of two lengths may not fit 32. A request may have one token more than the context.
+    total = tensors["prompt_length"].astype(np.int64) + tensors["output_length"]
+    if (total > context + 1).any() or any(limit > context + 1 for limit in shard.limits):
+        raise UnusableError("longer than the model's context")
+    if (tensors["position"] > tensors["output_length"][tensors["output"]]).any():
+        raise UnusableError("a position after the end")

@@ -14,6 +14,7 @@ from ares.learner.gateways import Gateway
 from ares.learner.instances import Callbacks, Instance
 from ares.learner.jobs import Progress
 from ares.learner.learning import Learning
+from ares.learner.recorded import OTHER_INTERVAL, OTHER_MODEL, OTHER_WIDTH, Store
 from ares.learner.settings import Keys, LearnerSettings
 from ares.learner.shipped import by_version
 from ares.learner.work import Kind, Work
@@ -192,7 +193,7 @@ class Learner:
         self._full = False
         if (count := store.dropped.total()) > dropped and count.bit_count() == 1:  # 1, 2, 4, 8 ... of them
             reasons = ", ".join(f"{why} ({n})" for why, n in store.dropped.most_common())
-            logger.warning("%s: dropped %d shards so far: %s", instance.name, count, reasons)
+            logger.warning("%s: dropped %d shards so far: %s%s", instance.name, count, reasons, _advice(store))
         return True
 
     def _wanted(self, instance: Instance, running: str) -> str | None:
@@ -255,6 +256,17 @@ def run(settings: LearnerSettings, keys: Keys, show: Callable[[str], None] = lam
 
 async def _until_interrupted(settings: LearnerSettings, keys: Keys, show: Callable[[str], None]) -> None:
     await Learner(settings, keys, show).run()
+
+
+def _advice(store: Store) -> str:
+    """Return what to do about shards that were dropped for what they come from; empty where that is not why."""
+    if not store.dropped.keys() & {OTHER_MODEL, OTHER_WIDTH, OTHER_INTERVAL}:
+        return ""
+    known = store.accepted
+    return (
+        f"; this folder learns from states of {known.model} of width {known.hidden_size}, one every {known.every} "
+        "tokens: start the instances so, or a learner with another --folder for the others"
+    )
 
 
 def _http(key: SecretStr | None) -> aiohttp.ClientSession:
