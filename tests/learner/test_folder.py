@@ -12,7 +12,7 @@ from ares.learner.errors import LearnerError
 from ares.learner.folder import Folder, LockedError
 from ares.learner.history import KEPT, History, read
 from ares.learner.shipped import by_version, ships_for
-from ares.learner.versions import Status, Version, Versions, hash_of
+from ares.learner.versions import DamagedError, Status, Version, Versions, hash_of
 from ares.models.resolve import DEFAULT_MODEL
 from ares.predictor.errors import PredictorError
 
@@ -153,8 +153,25 @@ def test_a_damaged_checkpoint_is_not_sent(tmp_path: Path) -> None:
     versions.path(version).write_bytes(b"two")
     with pytest.raises(OSError, match="has changed"):
         versions.data(version)
-    versions.path(version).unlink()
     assert version not in Versions(tmp_path, kept=10)
+    versions.path(version).unlink()
+    with pytest.raises(DamagedError, match="is gone"):
+        versions.data(version)
+    assert version not in Versions(tmp_path, kept=10)
+
+
+def test_a_checkpoint_is_on_the_disk_before_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "versions").mkdir()
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(Path(f"/proc/self/fd/{file}").readlink().name))
+    for content, where in ((b"one", tmp_path / "versions"), (b"two", tmp_path)):
+        synced.clear()
+        path = where / ".made.unfinished"
+        path.write_bytes(content)
+        version = Version(version=hash_of(path), model="m", hidden_size=4)
+        Versions(tmp_path / "versions", kept=10).add(path, version)
+        assert synced[0] in (".made.unfinished", f".{version.version}.safetensors.unfinished")
+        assert synced[1] == "versions"
 
 
 def test_old_versions_are_deleted_but_none_in_use(tmp_path: Path) -> None:

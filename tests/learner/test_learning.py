@@ -254,6 +254,54 @@ def test_a_champion_whose_file_is_gone_is_given_up(tmp_path: Path) -> None:
     assert "gone or damaged" in again.history.events[-1]["text"]
 
 
+def test_a_damaged_champion_is_given_up_at_the_start_or_when_it_is_noticed(tmp_path: Path) -> None:
+    learning, first = promoted(tmp_path)
+    learning.planner.tried = -1e9
+    arrive(learning, tmp_path, 20, 7)
+    second = trained(learning, learning.planner.next(learning.cohort(0), 0.0), b"second")
+    arrive(learning, tmp_path, 60, 3)
+    work = learning.next()
+    assert work is not None
+    assert work.kind is Kind.TRIAL
+    learning.save()
+    learning.versions.path(first).write_bytes(b"")
+    # At a start.
+    again = opened(tmp_path / "learner")
+    assert (again.state.champion, again.state.challenger) == (CURVE, second)
+    assert f"{first[:12]} is gone or damaged" in again.history.events[-1]["text"]
+    # In a trial, where the challenger is not to blame.
+    learning.failed(work, "not a whole checkpoint")
+    assert (learning.state.champion, learning.state.challenger) == (CURVE, second)
+    assert "the champion is now the residual-life curve" in learning.history.events[-2]["text"]
+    judged(learning, learning.next(), gain=20)
+    assert learning.state.champion == second
+    # A challenger that is damaged itself.
+    arrive(learning, tmp_path, 80, 8)
+    judged(learning, learning.next(), gain=20)
+    learning.planner.tried = -1e9
+    third = trained(learning, learning.planner.next(learning.cohort(0), 0.0), b"third")
+    arrive(learning, tmp_path, 60, 9)
+    work = learning.next()
+    assert work is not None
+    learning.versions.path(third).unlink()
+    learning.failed(work, "gone")
+    assert (learning.state.champion, learning.state.challenger) == (second, None)
+
+
+def test_a_shipped_checkpoint_whose_copy_is_damaged_is_copied_again(tmp_path: Path) -> None:
+    version = version_for(DEFAULT_MODEL)
+    settings = LearnerSettings(folder=tmp_path / "learner", workers=["http://a"])
+    learning = Learning(Folder(tmp_path / "learner"), settings, by_version())
+    learning.found_at("decode-0", version)
+    learning.save()
+    learning.versions.path(version).write_bytes(b"")
+    again = Learning(Folder(tmp_path / "learner"), settings, by_version())
+    assert (again.state.champion, again.wanted(version)) == (CURVE, None)
+    again.found_at("decode-0", version)
+    assert again.state.champion == version
+    assert again.versions.whole(version)
+
+
 def test_a_folder_of_another_model(tmp_path: Path) -> None:
     learning, _ = promoted(tmp_path)
     learning.save()

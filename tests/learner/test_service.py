@@ -210,3 +210,19 @@ async def test_an_error_of_planning_is_an_event_and_the_champion_is_still_sent(
             await eventually(lambda: "error" in events(learner))
             await asyncio.sleep(1.5)
             assert events(learner).count("error") == 1
+
+
+async def test_a_damaged_champion_is_given_up_when_it_is_to_be_sent(tmp_path: Path) -> None:
+    version = version_for(DEFAULT_MODEL)
+    started = Instance(tmp_path, predictor=version)
+    other = Instance(tmp_path, "other")
+    gateway = Gateway()
+    async with serving(started), gateway.serving(), serving(other):
+        settings = LearnerSettings(folder=tmp_path / "learner", workers=[started.url], gateways=[gateway.url], **QUICK)
+        async with running(settings) as learner:
+            await eventually(lambda: learner.learning.state.champion == version)
+            learner.learning.versions.path(version).write_bytes(b"")
+            gateway.instances = [other]
+            # It is copied again from what ships, since an instance runs it.
+            await eventually(lambda: other.predictor == version)
+            assert "error" in events(learner)

@@ -215,6 +215,7 @@ class Instance:
             data = self._do.data(version) if version else b""
         except OSError as error:
             self._note(f"{version[:12]} cannot be sent: {error}")
+            self._sent = (version, time.monotonic() + _AGAIN_S)
             return
         offset = 0
         while offset < len(data) or not offset:

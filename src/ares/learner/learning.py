@@ -126,9 +126,11 @@ class Learning:
         doing = "training" if work.kind is Kind.TRAINING else "judging"
         lost = self.store.check_again(work.files)
         also = f"; {lost} damaged shards are left out from now on" if lost else ""
-        self.add("error", f"{doing} failed: {why}; the champion stays{also}")
+        damaged = self._give_up_damaged()
+        self.add("error", f"{doing} failed: {why}{'' if damaged else '; the champion stays'}{also}")
         if lost:
             self.planner.tried = -math.inf
+        if lost or damaged:
             return
         if work.kind is Kind.CHECK:
             self.planner.checked = (work.champion, work.newest)
@@ -229,7 +231,29 @@ class Learning:
         if state.challenger is not None:
             self._drop(state.challenger, "it was trained on the same outputs as the demoted champion")
 
+    def _give_up_damaged(self) -> bool:
+        """Give up champion and challenger where their files are damaged; return whether one is."""
+        both = (self.state.champion, self.state.challenger)
+        damaged = [one for one in both if one is not None and one in self.versions and not self.versions.whole(one)]
+        for version in damaged:
+            self.lost(version)
+        return bool(damaged)
+
     # --- champions ---
+
+    def lost(self, version: str) -> None:
+        """Give up a version whose file is gone or damaged; of the champion, the one before it takes over again."""
+        self.versions.give_up(version)
+        text = f"the file of {version[:12]} is gone or damaged"
+        if version == self.state.champion:
+            self._replace_champion(self.state)
+            self._now_champion(self.state.champion)
+            text += f"; the champion is now {_name(self.state.champion)}"
+        elif version == self.state.challenger:
+            self.state.challenger = None
+            text += "; another one is trained"
+        self.add("error", text, version)
+        self._changed()
 
     def wanted(self, running: str) -> str | None:
         """Return the version that an instance should run, which now runs `running`; None to leave it alone."""
@@ -256,6 +280,13 @@ class Learning:
         state.champion, state.since = running, time.time()
         self.add("promoted", f"the first champion is {found.path.name}, which {instance} runs already", running)
         self._changed()
+
+    def _replace_champion(self, state: State) -> None:
+        """Put the champion before it in the place of one that is lost."""
+        if state.decided:
+            state.fall_back(self._good())
+        else:  # a copy of what the instances were started with: it is copied again
+            state.champion = CURVE
 
     def rollback(self, wanted: str = "") -> str:
         """Make the champion before this one champion, or a given version (or its beginning, or ``curve``).
@@ -370,9 +401,9 @@ class Learning:
                 self.history.add("error", f"{text}: the champion is {_name(found.champion)}", found.champion)
         for version in (found.champion, found.challenger):
             if version not in (CURVE, None) and version not in self.versions:
-                self.history.add("error", "its file is gone or damaged", version)
+                self.history.add("error", f"the file of {version[:12]} is gone or damaged: it is given up", version)
         if found.champion not in {CURVE, *self.versions.names}:
-            found.champion = found.fall_back(self._good())
+            self._replace_champion(found)
         if found.challenger is not None and found.challenger not in self.versions:
             found.challenger = None
         return found

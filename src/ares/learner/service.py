@@ -17,6 +17,7 @@ from ares.learner.learning import Learning
 from ares.learner.recorded import OTHER_INTERVAL, OTHER_MODEL, OTHER_WIDTH, Store
 from ares.learner.settings import Keys, LearnerSettings
 from ares.learner.shipped import by_version
+from ares.learner.versions import DamagedError
 from ares.learner.work import Kind, Work
 from ares.protocol.keys import ControlKey
 
@@ -157,7 +158,7 @@ class Learner:
     # --- instances ---
 
     async def _find(self, gateways: list[Gateway], http: aiohttp.ClientSession) -> None:
-        callbacks = Callbacks(self._take, self._wanted, self.learning.versions.data, self._refused, self._claim)
+        callbacks = Callbacks(self._take, self._wanted, self._data, self._refused, self._claim)
         while True:
             urls, complete = list(self._settings.workers), True
             for gateway in gateways:
@@ -208,6 +209,14 @@ class Learner:
                 running[:12],
             )
         return wanted
+
+    def _data(self, version: str) -> bytes:
+        try:
+            return self.learning.versions.data(version)
+        except DamagedError:
+            if version in self.learning.versions:  # not for every instance anew
+                self.learning.lost(version)
+            raise
 
     def _refused(self, instance: Instance, version: str, why: str) -> None:
         self.learning.add(

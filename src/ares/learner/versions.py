@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import logging
 import shutil
 import time
 from enum import StrEnum
@@ -9,9 +10,15 @@ from pathlib import Path
 
 import msgspec
 
-from ares.learner.files import sync_folder, write_whole
+from ares.learner.files import sync_file, sync_folder, write_whole
 from ares.predictor.errors import PredictorError
 from ares.protocol.messages import LARGEST_CHECKPOINT_BYTES
+
+logger = logging.getLogger(__name__)
+
+
+class DamagedError(OSError):
+    """A checkpoint's file is not what was stored."""
 
 
 class Status(StrEnum):
@@ -96,13 +103,13 @@ class Versions:
             It cannot be written.
         """
         target = self.path(version.version)
-        if checkpoint.parent == self._folder:
-            checkpoint.replace(target)
-            sync_folder(self._folder)
-        else:
+        unfinished = checkpoint
+        if checkpoint.parent != self._folder:
             unfinished = target.with_name(f".{target.name}.unfinished")
             shutil.copyfile(checkpoint, unfinished)
-            unfinished.replace(target)
+        sync_file(unfinished)
+        unfinished.replace(target)
+        sync_folder(self._folder)
         self._store(version)
 
     def mark(self, version: str, status: Status) -> None:
@@ -120,11 +127,36 @@ class Versions:
                     path.unlink()
 
     def data(self, version: str) -> bytes:
-        """Return a checkpoint's file; OSError where it cannot be read, or is not what was stored."""
-        data = self.path(version).read_bytes()
+        """Return a checkpoint's file.
+
+        Raises
+        ------
+        DamagedError
+            It is gone, or not what was stored.
+        OSError
+            It cannot be read now.
+        """
+        try:
+            data = self.path(version).read_bytes()
+        except FileNotFoundError as error:
+            raise DamagedError(f"{self.path(version)} is gone") from error
         if hashlib.sha256(data).hexdigest() != version:
-            raise OSError(f"{self.path(version)} has changed on the disk")
+            raise DamagedError(f"{self.path(version)} has changed on the disk")
         return data
+
+    def whole(self, version: str) -> bool:
+        """Whether a checkpoint's file is what was stored; also where it cannot be read now, which may pass."""
+        try:
+            self.data(version)
+        except DamagedError:
+            return False
+        except OSError as error:
+            logger.warning("%s: cannot be read: %s", self.path(version), error)
+        return True
+
+    def give_up(self, version: str) -> None:
+        """Know a damaged version no longer; its files stay, for whoever wants to look."""
+        self._known.pop(version, None)
 
     def _store(self, version: Version) -> None:
         order = 1 + max((known.order for known in self._known.values()), default=0)
@@ -138,7 +170,10 @@ class Versions:
             found = msgspec.json.decode(file.read_bytes(), type=Version)
         except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
-        return found if found.version == file.stem and self.path(found.version).is_file() else None
+        if found.version != file.stem or not self.whole(found.version):
+            logger.warning("%s: its checkpoint is gone or damaged: left out", file)
+            return None
+        return found
 
 
 def hash_of(path: Path) -> str:
