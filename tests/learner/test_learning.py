@@ -143,6 +143,47 @@ def test_a_trial_reads_only_what_came_after_the_training(tmp_path: Path) -> None
     assert event["crps_challenger"] < event["crps_curve"]
 
 
+def test_a_trial_whose_outputs_are_deleted_meanwhile_ends_with_a_last_look(tmp_path: Path) -> None:
+    learning = opened(tmp_path / "learner", looks=[60, 200, 400])
+    arrive(learning, tmp_path, 100, 1)
+    trained(learning, learning.next(), b"one")
+    bytes_kept = learning.store.size  # 100 outputs
+    arrive(learning, tmp_path, 60, 2)
+    judged(learning, learning.next(), gain=0)
+    for seed in range(3, 5):
+        assert learning.next() is None
+        arrive(learning, tmp_path, 40, seed)
+        learning.store.prune(bytes_kept, 7)
+    work = learning.next()
+    assert work is not None
+    assert (work.kind, work.last, work.outputs) == (Kind.TRIAL, True, 100)
+    judged(learning, work, gain=0)
+    assert learning.state.challenger is None
+    assert "allow no more outputs" in learning.history.events[-1]["text"]
+    # A training that needs more outputs than can be there at once begins with those that are.
+    learning.state.trained_outputs, learning.planner.tried = 1000, -1e9
+    work = learning.planner.next(learning.cohort(0), 0.0)
+    assert work is not None
+    assert (work.kind, work.outputs) == (Kind.TRAINING, 100)
+
+
+def test_too_few_distinct_prompts_are_one_event(tmp_path: Path) -> None:
+    learning = opened(tmp_path / "learner")
+    generator = np.random.default_rng(0)
+    for n in range(9):
+        made = [synthetic.output(f"{n}-{m}", 60, generator) for m in range(20)]
+        for output in made:
+            output.prompt = "the same"
+        learning.store.take(synthetic.shard(tmp_path, made), synthetic.CONTEXT)
+        assert learning.next() is None
+    assert kinds(learning) == ["error"]
+    assert "of these 1 prompts they have" in learning.history.events[0]["text"]
+    arrive(learning, tmp_path, 100, 1)
+    learning.planner.checked = (CURVE, learning.store.number)  # the comparison with the curve comes first otherwise
+    trained(learning, learning.next(), b"one")
+    assert not learning.planner.obstacle
+
+
 def test_a_challenger_that_is_no_better_is_rejected_after_the_last_look(tmp_path: Path) -> None:
     learning = opened(tmp_path / "learner")
     arrive(learning, tmp_path, 100, 1)

@@ -56,6 +56,15 @@ def test_few_prompts_decide_nothing() -> None:
     assert found.verdict is Verdict.CONTINUE
 
 
+@pytest.mark.parametrize(("last", "verdict"), [(False, Verdict.CONTINUE), (True, Verdict.PROMOTE)])
+def test_few_prompts_of_long_outputs_do_not_reject(last: bool, verdict: Verdict) -> None:
+    long = [Scored("the same", 5000, 25, {CURVE: 1000.0, CHAMPION: 1000.0, CHALLENGER: 1000.1}) for _ in range(80)]
+    found = look([*scored(300, better=15), *long], 0.99, 30, last=last)
+    assert found.long.worse
+    assert found.long.prompts == 1
+    assert found.verdict is verdict
+
+
 def test_more_outputs_of_the_same_prompts_say_nothing_more() -> None:
     once = scored(100, better=0)
     apart = [Scored(f"{n}-{one.prompt}", one.length, one.pairs, one.losses) for n in range(4) for one in once]

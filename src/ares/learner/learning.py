@@ -78,7 +78,7 @@ class Learning:
         self.losses: deque[dict[str, Any]] = deque(maxlen=_KEPT_LOSSES)
         self._looked = (-1, 0.0)
         self._unsaved = True
-        self._full = False
+        self._full = self._obstructed = False
 
     # --- work ---
 
@@ -92,6 +92,9 @@ class Learning:
             self.state.model, self.state.hidden_size = accepted.model, accepted.hidden_size
             self.state.every = accepted.every
         work = self.planner.next(self.cohort(now), now)
+        if self.planner.obstacle and not self._obstructed:
+            self.add("error", f"no training begins: {self.planner.obstacle}")
+        self._obstructed = bool(self.planner.obstacle)
         if work is None:
             self._looked = (self.store.number, now)
         elif work.kind is Kind.TRAINING:
@@ -115,7 +118,7 @@ class Learning:
             for one in result.scored:
                 one.losses[CHAMPION] = one.losses[trial.CURVE]
         if work.kind is Kind.TRIAL:
-            self._look(result.scored)
+            self._look(result.scored, last=work.last)
         else:
             self.planner.checked = (work.champion, work.newest)
             self._check(work, result.scored)
@@ -167,12 +170,13 @@ class Learning:
         )
         self.versions.prune({state.champion, version})
 
-    def _look(self, scored: list[Scored]) -> None:
+    def _look(self, scored: list[Scored], *, last: bool) -> None:
         state, settings = self.state, self.settings
         challenger = state.challenger
         if challenger is None:
             return
-        last = state.looks + 1 >= len(settings.looks)
+        cut = " (the last look: the bounds of what is stored allow no more outputs)" if last else ""
+        last = last or state.looks + 1 >= len(settings.looks)
         if not scored:
             self._drop(challenger, "none of the outputs of its trial could be read")
             return
@@ -182,7 +186,7 @@ class Learning:
         text = (
             f"CRPS {losses[CHALLENGER]:.1f} against {losses[CHAMPION]:.1f} tokens of {against} on {len(scored)} "
             f"outputs of {seen.overall.prompts} prompts: difference {seen.overall}, of long outputs {seen.long} "
-            f"({settings.confidence:.1%} intervals)"
+            f"({settings.confidence:.1%} intervals){cut}"
         )
         numbers: dict[str, float] = {"outputs": len(scored), "prompts": seen.overall.prompts}
         numbers |= {f"crps_{role}": round(loss, 4) for role, loss in losses.items()}

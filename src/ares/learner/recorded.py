@@ -64,6 +64,8 @@ class Store:
         How many shards were not, by reason.
     number
         The newest arrival number.
+    pruned
+        The newest one whose shard has been deleted beyond the bounds since the start; 0 for none.
     """
 
     def __init__(self, folder: Path, accepted: Accepted, number: int) -> None:
@@ -78,6 +80,7 @@ class Store:
         self.accepted = accepted
         self.dropped: Counter[str] = Counter()
         self.number = number
+        self.pruned = 0
 
     def open(self) -> None:
         """Index the shards that are there; those that are not usable are deleted."""
@@ -145,6 +148,7 @@ class Store:
             if number not in used:
                 size -= self._sizes[number]
                 self._forget(number)
+                self.pruned = max(self.pruned, number)
                 deleted += 1
         return deleted
 

@@ -119,14 +119,17 @@ def look(scored: Sequence[Scored], confidence: float, fewest_prompts: int, *, la
     """Judge a challenger.
 
     It is promoted where its loss is lower with the interval clear of zero, and neither for long outputs nor against the
-    curve clearly higher. It is rejected where its loss is clearly higher, or the last look has not promoted it.
+    curve clearly higher. It is rejected where its loss is clearly higher, or the last look has not promoted it. A
+    difference over fewer than `fewest_prompts` distinct prompts decides nothing, since a few look alike when they are
+    resampled: where long outputs of so few seem worse, the next looks wait for more of them.
     """
     overall = difference(scored, CHALLENGER, CHAMPION, confidence, seed)
     long = difference(longest(scored), CHALLENGER, CHAMPION, confidence, seed)
     curve = difference(scored, CHALLENGER, CURVE, confidence, seed)
     verdict = Verdict.CONTINUE
     if overall.prompts >= fewest_prompts:
-        if overall.better and not long.worse and not curve.worse:
+        worse_for_long = long.worse and (long.prompts >= fewest_prompts or not last)
+        if overall.better and not worse_for_long and not curve.worse:
             verdict = Verdict.PROMOTE
         elif overall.worse:
             verdict = Verdict.REJECT

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from ares.learner import trial
@@ -45,6 +45,8 @@ class Work:
         First arrival numbers of the oldest and of the newest of them.
     through
         The newest arrival number when it was made.
+    last
+        Whether a look at a trial is its last one, since older outputs of the trial are deleted meanwhile.
     """
 
     kind: Kind
@@ -56,6 +58,7 @@ class Work:
     began: int
     newest: int
     through: int
+    last: bool = False
 
 
 @dataclass(slots=True)
@@ -70,6 +73,8 @@ class Planner:
         When the last training began (`time.monotonic`), if it is known.
     have, needed
         Complete outputs that count for what is waited for, and how many it takes.
+    obstacle
+        Why no training begins though there are enough outputs; empty where one may.
     """
 
     settings: LearnerSettings
@@ -80,6 +85,7 @@ class Planner:
     tried: float = -math.inf
     have: int = 0
     needed: int = 0
+    obstacle: str = ""
 
     def next(self, outputs: list[Recorded], now: float) -> Work | None:
         """Return what is due with these outputs, the cohort in order of arrival."""
@@ -100,12 +106,15 @@ class Planner:
         fresh = [output for output in complete if output.first > through]
         wanted = looks[min(state.looks, len(looks) - 1)]
         self.have, self.needed = len(fresh), wanted
-        if len(fresh) < wanted:
+        # What came first in the trial is deleted already: no more outputs than these will ever be there at once.
+        last = len(fresh) < wanted and self.store.pruned > through
+        if not fresh or (len(fresh) < wanted and not last):
             return None
         chosen = fresh[:wanted]
         before = [output for output in outputs if output.first <= through]
         # There are none where the first champion was not trained here, or they have been deleted since.
-        return self._judge(Kind.TRIAL, chosen, before or fresh[wanted:] or chosen)
+        work = self._judge(Kind.TRIAL, chosen, before or fresh[wanted:] or chosen)
+        return replace(work, last=last)
 
     def _check(self, outputs: list[Recorded], complete: list[Recorded]) -> Work | None:
         settings, champion = self.settings, self.state.champion
@@ -131,11 +140,14 @@ class Planner:
         again = state.trained_outputs > 0
         self.have = sum(output.last > state.trained_through for output in since) if again else len(since)
         self.needed = math.ceil(settings.growth * state.trained_outputs) if again else settings.first_outputs
-        if self.have < self.needed or now - self.tried < settings.pause_s:
+        # Where outputs that the next training could read are deleted already, there will never be more of them.
+        full = self.store.pruned >= max(state.train_from, state.trained_through + 1)
+        if (self.have < self.needed and not full) or now - self.tried < settings.pause_s:
             return None
         most = min(settings.most_pairs, settings.memory_bytes // (_BYTES_PER_PAIR_AND_WIDTH * state.hidden_size))
         chosen = newest([output for output in outputs if output.first >= state.train_from], most)
-        if too_few_prompts(output.prompt for output in chosen) is not None:
+        self.obstacle = too_few_prompts(output.prompt for output in chosen) or ""
+        if self.obstacle:
             return None
         job = Train(
             files=self._paths(chosen),
