@@ -7,10 +7,14 @@ import sys
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
+from ares.gateway.control.lengths import LengthHistory
+from ares.gateway.tuning import DEFAULT
 from ares.learner import jobs, running_job
 from ares.predictor import checkpoint
+from ares.predictor.hazard import LEVELS
 from tests.learner import synthetic
 
 
@@ -49,7 +53,13 @@ async def test_a_training_and_a_judging(tmp_path: Path) -> None:
     assert (loaded.model, loaded.hidden_size) == (synthetic.MODEL, synthetic.HIDDEN)
     roles = {"challenger": job.checkpoint}
     judge = jobs.Judge(
-        files=files, requests=requests[90:], checkpoints=roles, lengths=[(60, False), (300, True)], threads=1, nice=0
+        files=files,
+        requests=requests[90:],
+        began=[2] * 10,
+        checkpoints=roles,
+        lengths=[(1, 60, False), (1, 300, True)],
+        threads=1,
+        nice=0,
     )
     judged = await running_job.run(judge, 200, lambda _: None)
     assert isinstance(judged, jobs.Judged)
@@ -58,6 +68,36 @@ async def test_a_training_and_a_judging(tmp_path: Path) -> None:
         assert one.losses.keys() == {"curve", "challenger"}
         assert one.pairs == len(range(0, one.length, synthetic.EVERY))
         assert 0 < one.losses["challenger"] < synthetic.CONTEXT * one.pairs
+
+
+@pytest.mark.parametrize("cut", [False, True])
+async def test_the_curve_is_what_a_gateway_forecasts_without_a_predictor(tmp_path: Path, cut: bool) -> None:
+    # Only then are requests told apart by nothing, as here.
+    assert not DEFAULT.length_curves
+    files, requests = shards(tmp_path, 100, seed=1)
+    lengths = [(1 + n // 40, 20 + 3 * n, cut and n % 7 == 0) for n in range(80)]
+    judge = jobs.Judge(
+        files=files,
+        requests=requests[:2],
+        began=[2, 3],
+        checkpoints={},
+        lengths=[*lengths, (3, 1000, False)],
+        threads=1,
+        nice=0,
+    )
+    judged = await running_job.run(judge, 200, lambda _: None)
+    assert isinstance(judged, jobs.Judged)
+    for one, known in zip(judged.scored, (40, 80), strict=True):
+        history = LengthHistory()
+        for _, length, was_cut in lengths[:known]:
+            history.add(length, was_cut=was_cut)
+        expected, forecast = 0.0, np.empty(len(LEVELS))
+        for position in range(0, one.length, synthetic.EVERY):
+            history.expect(position, None, LEVELS, forecast)
+            remaining = one.length - position
+            error = remaining - np.clip(forecast, 1, synthetic.CONTEXT - 3 - position)
+            expected += 2 * float(np.maximum(np.array(LEVELS) * error, (np.array(LEVELS) - 1) * error).mean())
+        assert one.losses["curve"] == pytest.approx(expected)
 
 
 async def test_why_a_job_failed(tmp_path: Path) -> None:

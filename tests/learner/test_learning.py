@@ -132,7 +132,9 @@ def test_a_trial_reads_only_what_came_after_the_training(tmp_path: Path) -> None
     assert isinstance(work.job, jobs.Judge)
     assert len(work.job.requests) == 60
     assert all(request.startswith("gateway/2-") for request in work.job.requests)
-    assert len(work.job.lengths) == 100
+    assert work.job.began == [6] * 20 + [7] * 20 + [8] * 20
+    # The curve of an output has those that had ended when it began, as in a gateway.
+    assert sorted(work.job.lengths) == [(shard, 60, False) for shard in range(1, 10) for _ in range(20)]
     assert work.job.checkpoints == {CHALLENGER: str(learning.versions.path(version))}
     judged(learning, work, gain=20)
     assert learning.state.champion == version

@@ -8,6 +8,7 @@ import ctypes
 import os
 import signal
 import sys
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,13 +40,22 @@ class Train(msgspec.Struct, tag="train", kw_only=True):
 class Judge(msgspec.Struct, tag="judge", kw_only=True):
     """Compute the losses of checkpoints, and of the curve, on these outputs of these shards.
 
-    `checkpoints` are by their roles in the trial. The curve is fitted on `lengths`, and whether each was censored.
+    Attributes
+    ----------
+    began
+        The arrival number of the first piece of each output.
+    checkpoints
+        By their roles in the trial.
+    lengths
+        Outputs from which the curve is made: the arrival number at which each had ended (0 for one that the curve knows
+        from the beginning), its length, and whether it was cut.
     """
 
     files: list[str]
     requests: list[str]
+    began: list[int]
     checkpoints: dict[str, str]
-    lengths: list[tuple[int, bool]]
+    lengths: list[tuple[int, int, bool]]
     threads: int
     nice: int
 
@@ -123,7 +133,7 @@ def _judge(job: Judge) -> Judged:
 
     pairs = _load(job.files, job.requests)
     remaining, room = pairs.remaining.astype(float), pairs.room.astype(float)
-    losses = {trial.CURVE: 2 * metrics.pinball(metrics.bounded(_curve(job.lengths, pairs), room), remaining)}
+    losses = {trial.CURVE: 2 * metrics.pinball(metrics.bounded(_curve(job, pairs), room), remaining)}
     for role, path in job.checkpoints.items():
         loaded = checkpoint.load(Path(path))
         data = Data.of(pairs, loaded.center, loaded.scale, loaded.network.first)
@@ -140,31 +150,27 @@ def _judge(job: Judge) -> Judged:
     return Judged([by_request[request] for request in job.requests if request in by_request])
 
 
-def _curve(lengths: Sequence[tuple[int, bool]], pairs: "Pairs") -> Any:
-    """Return the quantiles of the residual-life curve of outputs of these lengths, for all pairs."""
-    from dataclasses import replace
+def _curve(job: Judge, pairs: "Pairs") -> Any:
+    """Return [pairs, levels]: what a gateway forecasts without a predictor, by its own code.
 
+    Of each output it knows the lengths of those that had ended before it began.
+    """
     import numpy as np
 
-    from ares.predictor.baselines import ResidualLife
+    from ares.gateway.control.lengths import LengthHistory
+    from ares.predictor.hazard import LEVELS
 
-    known = [(length, censored) for length, censored in lengths if length > 0]
-    if not known:
-        from ares.predictor.errors import PredictorError
-
-        raise PredictorError("no outputs to fit the curve on")
-    count = len(known)
-    fitted = replace(
-        pairs,
-        states=np.zeros((count, pairs.states.shape[1]), np.float16),
-        output=np.arange(count),
-        position=np.zeros(count, np.int64),
-        remaining=np.array([length for length, _ in known], np.int64),
-        prompt_length=np.zeros(count, np.int64),
-        censored=np.array([censored for _, censored in known], bool),
-        limits=np.full(count, pairs.source.limit),
-    )
-    return ResidualLife(fitted).quantiles(pairs)
+    history, ended = LengthHistory(), deque(sorted(job.lengths))
+    rows = {request: n for n, request in enumerate(pairs.requests)}
+    result = np.empty((len(pairs), len(LEVELS)))
+    for began, request in sorted(zip(job.began, job.requests, strict=True)):
+        while ended and ended[0][0] < began:
+            _, length, was_cut = ended.popleft()
+            if length:
+                history.add(length, was_cut=was_cut)
+        for pair in np.flatnonzero(pairs.output == rows.get(request, -1)):
+            history.expect(int(pairs.position[pair]), None, LEVELS, result[pair])
+    return np.maximum(result, 1.0)
 
 
 def _load(files: Sequence[str], requests: Sequence[str]) -> "Pairs":

@@ -111,15 +111,15 @@ class Planner:
         if not fresh or (len(fresh) < wanted and not last):
             return None
         chosen = fresh[:wanted]
-        before = [output for output in outputs if output.first <= through]
-        # There are none where the first champion was not trained here, or they have been deleted since.
-        work = self._judge(Kind.TRIAL, chosen, before or fresh[wanted:] or chosen)
-        return replace(work, last=last)
+        # No outputs are older where the first champion was not trained here, or they have been deleted since.
+        lacking = outputs[0].first >= chosen[0].first
+        known = (fresh[wanted:] or chosen) if lacking else ()
+        return replace(self._judge(Kind.TRIAL, outputs, chosen, known), last=last)
 
     def _check(self, outputs: list[Recorded], complete: list[Recorded]) -> Work | None:
         settings, champion = self.settings, self.state.champion
         fresh = [output for output in complete if output.first > self.through(champion)]
-        # The window, and before it what the curve is fitted on.
+        # The window, and before it outputs that the curve knows from the beginning.
         window = fresh[-settings.window_outputs :]
         if len(outputs) <= _CURVE_FEWEST:
             return None
@@ -129,10 +129,9 @@ class Planner:
         new = sum(output.first > seen for output in window)
         if len(window) < settings.window_fewest or new < min(settings.check_outputs, len(window)):
             return None
-        before = [output for output in outputs if output.first < window[0].first]
         # The report compares the challenger on the newest outputs, where all of them are new to it.
         shown = window[-settings.check_outputs :][0].first > self.through(self.state.challenger)
-        return self._judge(Kind.CHECK, window, before, with_challenger=shown)
+        return self._judge(Kind.CHECK, outputs, window, with_challenger=shown)
 
     def _training(self, outputs: list[Recorded], complete: list[Recorded], now: float) -> Work | None:
         settings, state = self.settings, self.state
@@ -161,16 +160,30 @@ class Planner:
         return self._work(Kind.TRAINING, job, chosen)
 
     def _judge(
-        self, kind: Kind, chosen: list[Recorded], before: Sequence[Recorded], *, with_challenger: bool = True
+        self,
+        kind: Kind,
+        outputs: list[Recorded],
+        chosen: list[Recorded],
+        known: Sequence[Recorded] = (),
+        *,
+        with_challenger: bool = True,
     ) -> Work:
-        """Return the work of judging; the curve is fitted on the outputs `before`."""
+        """Return the work of judging the chosen outputs.
+
+        The curve gets to know the outputs of the cohort as they end, as in a gateway, and those `known` at once.
+        """
+        known_requests = {output.request for output in known}
+        lengths = [
+            (0 if o.request in known_requests else o.last, o.length, o.outcome is not Outcome.STOP) for o in outputs
+        ]
         state = self.state
         roles = {trial.CHAMPION: state.champion, trial.CHALLENGER: state.challenger if with_challenger else None}
         job = Judge(
             files=self._paths(chosen),
             requests=[output.request for output in chosen],
+            began=[output.first for output in chosen],
             checkpoints={role: str(self.versions.path(v)) for role, v in roles.items() if v is not None and v != CURVE},
-            lengths=[(output.length, output.outcome is not Outcome.STOP) for output in before],
+            lengths=lengths,
             threads=self.settings.threads,
             nice=self.settings.nice,
         )

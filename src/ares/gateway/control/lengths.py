@@ -89,19 +89,25 @@ class LengthHistory:
     def remaining(self, generated: int, traits: Traits | None = None) -> tuple[float, float, float]:
         """Return quantiles of the tokens that follow `generated` ones, at `messages.REMAINING_LEVELS`."""
         quantiles = self._quantiles
+        self.expect(generated, traits, REMAINING_LEVELS, quantiles)
+        low, middle, high = quantiles.tolist()
+        return low, middle, high
+
+    def expect(
+        self, generated: int, traits: Traits | None, levels: tuple[float, ...], quantiles: residual_life.F8
+    ) -> None:
+        """Write quantiles of the tokens that follow `generated` ones, at Q `levels`; shape (Q,)."""
         if traits is None:
             traits = self._nothing_known
         if not traits.keys and self._ended == self._outputs:
-            self._expect(self._sorted, self._ended, generated, REMAINING_LEVELS, quantiles)
+            self._expect(self._sorted, self._ended, generated, levels, quantiles)
         else:
             curve = traits.curve if traits.cells_version == self._version else self._find(traits)
             if curve.outputs != self._outputs:
                 settled = self._outputs >= ENDED_TO_RUNNING * self.running
                 self._compose(self._cells.lengths, curve.cells if settled else curve.cells[:1], curve.longer)
                 curve.outputs = self._outputs
-            self._expect_by_curve(curve.longer, generated, REMAINING_LEVELS, quantiles)
-        low, middle, high = quantiles.tolist()
-        return low, middle, high
+            self._expect_by_curve(curve.longer, generated, levels, quantiles)
 
     def _find(self, traits: Traits) -> _Curve:
         """Return the curve of a request's cells, one for all requests of the same cells."""
