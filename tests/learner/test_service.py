@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -15,6 +16,7 @@ from ares.learner.service import Learner
 from ares.learner.settings import Keys, LearnerSettings
 from ares.learner.work import Planner
 from ares.models.resolve import DEFAULT_MODEL
+from ares.protocol import messages
 from tests.learner import synthetic
 from tests.learner.fakes import Gateway, Instance, serving
 from tests.learner.shipped_version import version_for
@@ -226,3 +228,30 @@ async def test_a_damaged_champion_is_given_up_when_it_is_to_be_sent(tmp_path: Pa
             # It is copied again from what ships, since an instance runs it.
             await eventually(lambda: other.predictor == version)
             assert "error" in events(learner)
+
+
+async def test_a_second_learner_gets_no_data_and_replaces_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    version = version_for(DEFAULT_MODEL)
+    shared, own = Instance(tmp_path, "shared"), Instance(tmp_path, "own", predictor=version)
+    async with serving(shared), serving(own):
+        first = LearnerSettings(folder=tmp_path / "first", workers=[shared.url], **QUICK)
+        second = LearnerSettings(folder=tmp_path / "second", workers=[shared.url, own.url], **QUICK)
+        async with running(first) as one:
+            record(shared, tmp_path, 40, seed=1)
+            await eventually(lambda: not shared.waiting)
+            async with running(second) as other:
+                await eventually(lambda: other.learning.state.champion == version)
+                record(shared, tmp_path, 60, seed=2)
+                await eventually(lambda: not shared.waiting)
+                await asyncio.sleep(1.5)
+                assert not other.learning.store.outputs
+                assert not shared.received
+            assert len(one.learning.store.outputs) == 100
+            assert caplog.text.count(f"belongs to learner {one.learning.state.name}: stop one of the two") == 1
+
+
+def test_an_instance_of_an_earlier_version_says_nothing_of_refusals() -> None:
+    encoded = msgspec.msgpack.encode({"type": "recorded", "call": 1})
+    assert msgspec.msgpack.decode(encoded, type=messages.Recorded) == messages.Recorded(1)

@@ -97,6 +97,8 @@ class Instance:
         self._refused: set[str] = set()
         # A version that has arrived whole, until it is refused: the telemetry repeats a refusal without end.
         self._arrived = ""
+        # Whether it gives its recorded states to this learner, and not to another one.
+        self._belongs = False
 
     async def follow(self) -> None:
         """Find the instance, and follow it for as long as it answers; then look for it again."""
@@ -116,6 +118,7 @@ class Instance:
                     self._note(str(errors.exceptions[0]))
                 finally:
                     self.hello = self.running = None
+                    self._belongs = False
             await asyncio.sleep(min(_AGAIN_S, self._settings.find_s))
 
     def _note(self, why: str) -> None:
@@ -189,7 +192,11 @@ class Instance:
             if answer is None:
                 continue  # those stored are named again
             stored = []
-            if not answer.name:
+            self._belongs = not answer.refused
+            if answer.refused:
+                self._note(f"left alone for now: {answer.refused}")
+                await asyncio.sleep(self._settings.find_s)
+            elif not answer.name:
                 await asyncio.sleep(self._settings.take_s)
             elif self._do.take(self, answer.data):
                 stored = [answer.name]
@@ -200,7 +207,7 @@ class Instance:
         """Send the champion whenever the instance runs something else."""
         while True:
             await asyncio.sleep(min(_TELEMETRY_S, self._settings.take_s))
-            if self.running is None:
+            if self.running is None or not self._belongs:
                 continue
             wanted = self._do.wanted(self, self.running)
             if wanted is None or wanted == self.running:

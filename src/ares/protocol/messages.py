@@ -162,7 +162,8 @@ class Lease(msgspec.Struct, frozen=True, tag="lease"):
 class TakeRecorded(msgspec.Struct, frozen=True, tag="take_recorded"):
     """Answer with a `Recorded`: the oldest shard of recorded states that is not in `stored`.
 
-    `stored` are names of shards that `learner` has stored: the instance deletes them.
+    `stored` are names of shards that `learner` has stored: the instance deletes them. While an instance belongs to one
+    learner, since that one asks it or sends to it, it refuses others.
     """
 
     call: _Count
@@ -174,8 +175,8 @@ class CheckpointPart(msgspec.Struct, frozen=True, tag="checkpoint_part"):
     """A part of a new checkpoint of the predictor, from byte `offset` on; answer with a `CheckpointReceived`.
 
     When all `size` bytes are there, the workers check and load the checkpoint and then predict with it, which
-    `Telemetry.predictor` reports. A `version` that is empty ends predictions. While one learner sends to an instance,
-    others are refused.
+    `Telemetry.predictor` reports. A `version` that is empty ends predictions. Other learners than the one to which the
+    instance belongs are refused.
     """
 
     call: _Count
@@ -409,13 +410,14 @@ class RoleResult(msgspec.Struct, frozen=True, tag="role"):
 class Recorded(msgspec.Struct, frozen=True, tag="recorded"):
     """The answer to a `TakeRecorded`: a shard (`predictor/shards.py`), and how many others there are.
 
-    `name` is empty where there is none.
+    `name` is empty where there is none. `refused` is why this learner gets none; earlier versions do not send it.
     """
 
     call: _Count
     name: _ShortKey = ""
     data: bytes = b""
     left: _Count = 0
+    refused: str = ""
 
 
 class CheckpointReceived(msgspec.Struct, frozen=True, tag="checkpoint_received"):

@@ -8,7 +8,7 @@ import pytest
 
 from ares.engine.control import ControlChannel
 from ares.engine.learning.folder import LearningFolder, Predicting
-from ares.engine.learning.service import LearningService
+from ares.engine.learning.service import NOT_LEARNING, LearningService
 from ares.protocol import messages
 from tests.engine.control_channel import HELLO, Gateway, Instance, free_address
 
@@ -54,7 +54,7 @@ def test_a_checkpoint_is_ordered(folder: LearningFolder, learner: Gateway) -> No
 def test_an_instance_that_does_not_learn_answers(instance: Instance, gateway: Gateway) -> None:
     """The engine thread gets neither command, and the channel goes on."""
     gateway.send(messages.TakeRecorded(1, "learner"))
-    assert gateway.receive_a(messages.Recorded) == messages.Recorded(1)
+    assert gateway.receive_a(messages.Recorded) == messages.Recorded(1, refused=NOT_LEARNING)
     gateway.send(messages.CheckpointPart(2, "learner", VERSION, 0, len(DATA), DATA))
     assert "does not learn" in gateway.receive_a(messages.CheckpointReceived).refused
     gateway.send(messages.Subscribe(0.01))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ares.engine.learning.checkpoint_receiver import LEARNER_EXPIRY_S, CheckpointReceiver
+from ares.engine.learning.checkpoint_receiver import CheckpointReceiver
 from ares.engine.learning.folder import LearningFolder
 from ares.protocol import messages
 
@@ -19,17 +19,16 @@ class Bench:
         self.folder = LearningFolder(path)
         self.folder.prepare()
         self.receiver = CheckpointReceiver(self.folder)
-        self.now = 5.0
 
     def send(
-        self, offset: int, data: bytes, *, version: str = VERSION, size: int = len(DATA), learner: str = "one"
+        self, offset: int, data: bytes, *, version: str = VERSION, size: int = len(DATA)
     ) -> messages.CheckpointReceived:
-        return self.receiver.receive(messages.CheckpointPart(1, learner, version, offset, size, data), self.now)
+        return self.receiver.receive(messages.CheckpointPart(1, "learner", version, offset, size, data))
 
-    def send_all(self, data: bytes = DATA, version: str = VERSION, learner: str = "one") -> list[str]:
+    def send_all(self, data: bytes = DATA, version: str = VERSION) -> list[str]:
         """Send all parts; return what was refused."""
         parts = ((n, data[n : n + 100]) for n in range(0, len(data), 100))
-        answers = (self.send(n, part, version=version, size=len(data), learner=learner) for n, part in parts)
+        answers = (self.send(n, part, version=version, size=len(data)) for n, part in parts)
         return [answer.refused for answer in answers if answer.refused]
 
     @property
@@ -121,21 +120,6 @@ def test_another_hash_is_refused(bench: Bench) -> None:
 def test_an_empty_version_ends_predictions(bench: Bench) -> None:
     assert bench.send(0, b"", version="", size=0).refused == ""
     assert bench.ordered == ""
-
-
-def test_one_learner_at_a_time(bench: Bench) -> None:
-    bench.send(0, DATA[:100])
-    bench.now += LEARNER_EXPIRY_S / 2
-    refused = bench.send(0, DATA[:100], learner="two")
-    assert "learner one" in refused.refused
-    bench.send(100, DATA[100:200])
-    bench.now += LEARNER_EXPIRY_S * 0.9
-    assert bench.send(0, DATA[:100], learner="two").refused
-    # The first one is not disturbed by it, and the second has its turn in the end.
-    assert bench.send(200, DATA[200:]).refused == ""
-    assert bench.ordered == VERSION
-    bench.now += LEARNER_EXPIRY_S
-    assert bench.send_all(learner="two") == []
 
 
 def test_a_folder_that_has_gone_is_a_reason(bench: Bench) -> None:

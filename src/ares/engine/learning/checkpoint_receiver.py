@@ -1,6 +1,7 @@
 """Answers `CheckpointPart`: collects a new checkpoint in the learning folder, then orders the worker to take it.
 
-Parts come in order, from one learner at a time. Whatever is wrong with them, the checkpoint that predicts stays.
+Parts come in order, from the learner to which the instance belongs (`owner.py`). Whatever is wrong with them, the
+checkpoint that predicts stays.
 """
 
 import hashlib
@@ -11,28 +12,19 @@ from ares.protocol import messages
 
 logger = logging.getLogger(__name__)
 
-# For so long after a learner's last part, parts of others are refused.
-LEARNER_EXPIRY_S = 60.0
-
 
 class CheckpointReceiver:
     """The checkpoint that is being received; runs on the thread of the control channel."""
 
     def __init__(self, folder: LearningFolder) -> None:
         self._folder = folder
-        self._learner = ""
-        self._learner_until = 0.0
         self._version = ""
         self._size = 0
         self._received = 0
         self._digest = hashlib.sha256()
 
-    def receive(self, part: messages.CheckpointPart, now: float) -> messages.CheckpointReceived:
-        """Store a part. `now` is a time of `time.monotonic`."""
-        if part.learner != self._learner and now < self._learner_until:
-            reason = f"learner {self._learner} sends checkpoints to this instance: stop it, or wait for a minute"
-            return messages.CheckpointReceived(part.call, refused=reason)
-        self._learner, self._learner_until = part.learner, now + LEARNER_EXPIRY_S
+    def receive(self, part: messages.CheckpointPart) -> messages.CheckpointReceived:
+        """Store a part."""
         try:
             reason = self._add(part)
         except OSError as error:

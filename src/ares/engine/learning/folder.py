@@ -8,6 +8,7 @@ file                                    written by         meaning
 ``incoming-VERSION.safetensors``        control channel    a whole checkpoint, until the worker accepts or refuses it
 ``wanted.json``                         control channel    which checkpoint the worker is to predict with (`Wanted`)
 ``predictor.safetensors``               worker             the newest accepted checkpoint: a restart begins with it
+``owner.json``                          control channel    the learner to which the instance belongs (`owner.py`)
 ``predicting.json``                     worker             what predicts, and what was refused (`Predicting`)
 ``lock``                                launcher           held while the instance runs
 ======================================  =================  =============================================================
@@ -46,9 +47,15 @@ class Predicting(msgspec.Struct, frozen=True):
     refused: tuple[str, str] = ("", "")
 
 
+class _Owner(msgspec.Struct, frozen=True):
+    """The learner to which the instance belongs."""
+
+    learner: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class LearningFolder:
-    """The paths within a learning folder, and its two small files of state."""
+    """The paths within a learning folder, and its small files of state."""
 
     path: Path
 
@@ -103,6 +110,15 @@ class LearningFolder:
     def order(self, version: str) -> None:
         """Order the worker to predict with a version; OSError where that cannot be written."""
         _write(self._wanted, Wanted(version))
+
+    def owner(self) -> str:
+        """Return the name of the learner to which the instance belongs; empty where that is not known."""
+        found = _read(self.path / "owner.json", _Owner)
+        return found.learner if found is not None else ""
+
+    def own(self, learner: str) -> None:
+        """Keep the name of the learner to which the instance belongs; OSError where it cannot be written."""
+        _write(self.path / "owner.json", _Owner(learner))
 
     def predicting(self) -> Predicting | None:
         """Return the worker's newest report; None where there is none."""

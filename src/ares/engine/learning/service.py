@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from ares.engine.learning.checkpoint_receiver import CheckpointReceiver
 from ares.engine.learning.folder import LearningFolder, Predicting
+from ares.engine.learning.owner import Owner
 from ares.engine.learning.recorded_shards import RecordedShards
 from ares.protocol import messages
 
@@ -29,15 +30,18 @@ class LearningService:
         self._folder = folder
         self._recorded = RecordedShards(folder.recorded)
         self._receiver = CheckpointReceiver(folder)
+        self._owner = Owner(folder, clock)
         self._clock = clock
         self._predicting = Predicting(version)
         self._read = -_REPORT_AGE_S
 
     def answer(self, command: LearningCommand) -> messages.Event:
-        """Carry out a command."""
+        """Carry out a command; one of a learner to which the instance does not belong is refused."""
+        if reason := self._owner.refusal(command.learner):
+            return refusal(command, reason)
         if isinstance(command, messages.TakeRecorded):
             return self._recorded.take(command)
-        return self._receiver.receive(command, self._clock())
+        return self._receiver.receive(command)
 
     def predicting(self) -> Predicting:
         """Return what predicts here."""
@@ -51,5 +55,5 @@ class LearningService:
 def refusal(command: LearningCommand, reason: str = NOT_LEARNING) -> messages.Event:
     """Answer a command that cannot be carried out: there is no shard, and no checkpoint is taken."""
     if isinstance(command, messages.TakeRecorded):
-        return messages.Recorded(command.call)
+        return messages.Recorded(command.call, refused=reason)
     return messages.CheckpointReceived(command.call, refused=reason)
