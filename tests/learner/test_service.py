@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from ares.engine.learning.recorded_shards import RecordedShards
 from ares.learner import commands
 from ares.learner.errors import LearnerError
 from ares.learner.folder import Folder
@@ -255,3 +256,25 @@ async def test_a_second_learner_gets_no_data_and_replaces_nothing(
 def test_an_instance_of_an_earlier_version_says_nothing_of_refusals() -> None:
     encoded = msgspec.msgpack.encode({"type": "recorded", "call": 1})
     assert msgspec.msgpack.decode(encoded, type=messages.Recorded) == messages.Recorded(1)
+
+
+async def test_an_instance_that_cannot_delete_is_not_asked_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of an earlier version hands the same shards over again."""
+    asked = 0
+
+    def again(shards: RecordedShards, command: messages.TakeRecorded) -> messages.Recorded:
+        nonlocal asked
+        asked += 1
+        return messages.Recorded(command.call, f"part-{asked % 2:012d}-00000000.safetensors", data[asked % 2])
+
+    data = [synthetic.shard(tmp_path, synthetic.outputs(2, seed)) for seed in (1, 2)]
+    monkeypatch.setattr(RecordedShards, "take", again)
+    instance = Instance(tmp_path)
+    async with serving(instance):
+        settings = LearnerSettings(folder=tmp_path / "learner", workers=[instance.url], **QUICK | {"take_s": 0.5})
+        async with running(settings) as learner:
+            await eventually(lambda: len(learner.learning.store.outputs) == 4)
+            await asyncio.sleep(1.5)
+            assert asked <= 2 + 4

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,8 @@ _SILENT_S = 10.0
 # A checkpoint that has arrived is in use, or refused, within this long.
 _LOADED_S = 60.0
 _AGAIN_S = 5.0
+# Names of shards that an instance has handed over.
+_REMEMBERED = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +189,7 @@ class Instance:
     async def _take_recorded(self, socket: zmq.asyncio.Socket) -> None:
         """Take one shard after the other; each is named back only when it is on our disk."""
         stored: list[str] = []
+        before: deque[str] = deque(maxlen=_REMEMBERED)
         while True:
             call = next(self._numbers)
             answer = await self._call(socket, call, messages.TakeRecorded(call, self._learner, stored))
@@ -200,6 +204,9 @@ class Instance:
                 await asyncio.sleep(self._settings.take_s)
             elif self._do.take(self, answer.data):
                 stored = [answer.name]
+                if answer.name in before:  # it cannot delete it, and would send it again without end
+                    await asyncio.sleep(self._settings.take_s)
+                before.append(answer.name)
             else:
                 await asyncio.sleep(self._settings.find_s)
 

@@ -55,3 +55,22 @@ def test_a_shard_that_fits_no_message_is_left_out(folder: Path, caplog: pytest.L
 
 def test_no_folder_is_no_shard(tmp_path: Path) -> None:
     assert take(tmp_path / "missing") == messages.Recorded(7)
+
+
+def test_what_cannot_be_deleted_is_not_handed_over_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    reader = RecordedShards(folder)
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(Path, "unlink", read_only)
+        taken: list[str] = []
+        while name := reader.take(messages.TakeRecorded(1, "learner", taken[-1:])).name:
+            taken.append(name)
+            assert taken == NAMES[: len(taken)]
+    assert sum("Read-only" in message for message in caplog.messages) == 1
+    assert reader.take(messages.TakeRecorded(1, "learner")).name == ""
+    assert not list(folder.iterdir())
