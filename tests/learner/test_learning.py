@@ -240,6 +240,32 @@ def test_results_about_others_than_now_are_of_no_use(tmp_path: Path) -> None:
     assert learning.next() is None
 
 
+def test_a_training_that_ends_while_frozen_makes_no_challenger(tmp_path: Path) -> None:
+    learning = opened(tmp_path / "learner")
+    arrive(learning, tmp_path, 100, 1)
+    work = learning.next()
+    learning.freeze(frozen=True)
+    trained(learning, work, b"one")
+    assert learning.state.challenger is None
+    assert kinds(learning) == ["frozen"]
+    assert not list(learning.folder.versions.iterdir())
+    learning.freeze(frozen=False)
+    trained(learning, learning.next(), b"one")  # at once
+    assert learning.state.challenger is not None
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_an_unreadable_state_keeps_the_freeze(tmp_path: Path, frozen: bool) -> None:
+    learning, _ = promoted(tmp_path)
+    learning.freeze(frozen=True)
+    learning.freeze(frozen=frozen)
+    learning.save()
+    learning.folder.state.write_bytes(b"{")
+    again = opened(tmp_path / "learner")
+    assert again.state.frozen is frozen
+    assert f"it is {'frozen' if frozen else 'not frozen'}" in again.history.events[-1]["text"]
+
+
 def test_rollback_by_hand(tmp_path: Path) -> None:
     learning, first = promoted(tmp_path)
     learning.planner.tried = -1e9

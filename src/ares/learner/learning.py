@@ -110,7 +110,12 @@ class Learning:
         """Take the result of a work."""
         self._changed()
         if isinstance(result, Trained):
-            self._trained(work, result)
+            if self.state.frozen:
+                self.versions.unfinished.unlink(missing_ok=True)
+                self.planner.tried = -math.inf
+                logger.info("a training has ended while frozen: its checkpoint is dropped; it begins again afterwards")
+            else:
+                self._trained(work, result)
             return
         if self.state.frozen or (work.champion, work.challenger) != (self.state.champion, self.state.challenger):
             return
@@ -402,7 +407,9 @@ class Learning:
             found = self._recovered()
             if there or self.versions.all:
                 text = f"{self.folder.state.name} was not readable; begun again from the versions"
-                self.history.add("error", f"{text}: the champion is {_name(found.champion)}", found.champion)
+                frozen = "frozen" if found.frozen else "not frozen"
+                text += f": the champion is {_name(found.champion)}, and it is {frozen}"
+                self.history.add("error", text, found.champion)
         for version in (found.champion, found.challenger):
             if version not in (CURVE, None) and version not in self.versions:
                 self.history.add("error", f"the file of {version[:12]} is gone or damaged: it is given up", version)
@@ -414,6 +421,8 @@ class Learning:
 
     def _recovered(self) -> State:
         state = State()
+        freezes = [event["event"] for event in self.history.events if event["event"] in ("frozen", "unfrozen")]
+        state.frozen = freezes[-1:] == ["frozen"]
         for version in self.versions.all:
             state.model, state.hidden_size = version.model, version.hidden_size
             state.number = max(state.number, version.through)
