@@ -253,7 +253,8 @@ def _predictor(settings: WorkerSettings, folder: Path, learning: OpenFolder | No
     if settings.connector != "ares" or _has_flag(settings, "worker-cls"):
         return None
     if learning is not None:
-        learned = predictor_choice.learned(learning.folder.accepted, settings.model, folder)
+        given = settings.predictor if settings.predictor != LEARN else None
+        learned = predictor_choice.learned(learning.folder.accepted, settings.model, folder, given)
         if learned is not None or settings.predictor == LEARN:
             return learned
     return predictor_choice.choose(settings.predictor, settings.model, folder)

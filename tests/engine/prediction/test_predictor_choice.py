@@ -60,6 +60,20 @@ def test_what_was_learned_is_used_again_where_it_fits(tmp_path: Path, caplog: py
     assert "not a whole checkpoint" in reasons[1]
 
 
+def test_a_given_checkpoint_gives_way_to_what_was_learned_since(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shipped = predictor_choice.choose(None, DEFAULT_MODEL, model(tmp_path, 576))
+    assert shipped is not None
+    kept = tmp_path / "predictor.safetensors"
+    assert predictor_choice.learned(kept, DEFAULT_MODEL, tmp_path, str(shipped)) is None
+    kept.write_bytes(shipped.read_bytes())
+    assert predictor_choice.learned(kept, DEFAULT_MODEL, tmp_path, str(shipped)) == kept
+    assert f"not with {shipped}: remove the former to begin anew" in caplog.text
+    with pytest.raises(PredictorError, match="not a whole checkpoint"):
+        predictor_choice.learned(kept, DEFAULT_MODEL, tmp_path, str(tmp_path / "missing"))
+
+
 def test_the_estimate_counts_down_within_its_bounds() -> None:
     prediction = Prediction(20, (5.0, 30.0, 500.0))
     assert prediction.after(20, 100) == (5, 30, 100)

@@ -52,7 +52,7 @@ def choose(given: str | None, model: str, folder: Path) -> Path | None:
     return None
 
 
-def learned(file: Path, model: str, folder: Path) -> Path | None:
+def learned(file: Path, model: str, folder: Path, given: str | None = None) -> Path | None:
     """Return the checkpoint that an instance learned before it was restarted; None where there is none that fits.
 
     Parameters
@@ -61,7 +61,16 @@ def learned(file: Path, model: str, folder: Path) -> Path | None:
         Where it is kept.
     model, folder
         The served model's name and files.
+    given
+        A file that was given to begin with; what was learned since takes precedence, with a line that says so.
+
+    Raises
+    ------
+    PredictorError
+        A file was given and it does not fit, or cannot be read.
     """
+    if given is not None:
+        choose(given, model, folder)
     if not file.exists():
         return None
     from ares.predictor import checkpoint
@@ -71,7 +80,12 @@ def learned(file: Path, model: str, folder: Path) -> Path | None:
     except PredictorError as error:
         logger.warning("the predictor that was learned here is not used: %s", error)
         return None
-    logger.info("begins with the predictor that was learned here: %s", file)
+    if given is not None:
+        logger.warning(
+            "begins with what was learned here, %s, not with %s: remove the former to begin anew", file, given
+        )
+    else:
+        logger.info("begins with the predictor that was learned here: %s", file)
     return file
 
 
