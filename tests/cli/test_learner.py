@@ -48,6 +48,23 @@ def test_freeze_and_its_end(folder: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert "unfrozen" in shown
 
 
+def test_commands_do_not_read_the_settings_of_the_environment(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ARES_LEARNER_THREADS", "0")
+    assert run(monkeypatch, "freeze", "--folder", str(folder)) == 0
+    assert "frozen" in capsys.readouterr().out
+
+
+def test_a_damaged_history_is_shown_as_far_as_it_goes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (folder / "history.jsonl").open("a") as file:
+        file.writelines(f'{{"time": {when}, "event": "error", "version": "", "text": "x"}}\n' for when in ('"x"', 1e30))
+    assert run(monkeypatch, "history", "--folder", str(folder)) == 0
+    assert "better by 20 tokens" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

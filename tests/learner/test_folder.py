@@ -1,7 +1,10 @@
 """The learner's folder: its lock, its files, and what a kill or a full disk leaves."""
 
 import json
+import math
 import os
+import resource
+import signal
 from pathlib import Path
 
 import msgspec
@@ -58,6 +61,22 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
         Folder(tmp_path).prepare()
 
 
+@pytest.mark.parametrize("name", ["recorded", "versions", "commands"])
+def test_a_part_of_the_folder_that_cannot_be_written(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch = Path.touch
+
+    def read_only(path: Path) -> None:  # a mode would not keep root out
+        if path.parent.name == name:
+            raise OSError(30, "Read-only file system", str(path))
+        touch(path)
+
+    monkeypatch.setattr(Path, "touch", read_only)
+    with pytest.raises(LearnerError, match=f"/{name}/.*: cannot be written: Read-only"):
+        Folder(tmp_path).prepare()
+
+
 # --- state ---
 
 
@@ -94,12 +113,12 @@ def test_falling_back_goes_through_the_champions_before() -> None:
 def test_events_survive_half_a_line(tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"
     history = History(path)
-    history.add("trained", "first", "ab", outputs=3)
+    history.add("trained", "first", "ab" * 32, outputs=3)
     history.flush()
     with path.open("ab") as file:
         file.write(b'{"time": 1, "event": "promo')
     history = History(path)
-    history.add("promoted", "second", "ab")
+    history.add("promoted", "second", "ab" * 32)
     history.flush()
     history.add("frozen", "third")
     assert [event["text"] for event in read(path)] == ["first", "second"]
@@ -119,6 +138,63 @@ def test_the_history_is_bounded(tmp_path: Path) -> None:
     history.flush()
     assert [event["text"] for event in read(path)] == [str(n) for n in range(KEPT + 10, 2 * KEPT + 10)]
     assert len(path.read_bytes().splitlines()) <= 2 * KEPT
+
+
+def test_the_history_is_bounded_across_restarts(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    for _ in range(5):
+        history = History(path)
+        for number in range(KEPT - 100):
+            history.add("error", str(number))
+        history.flush()
+        assert len(path.read_bytes().splitlines()) <= 2 * KEPT
+
+
+def test_a_full_disk_repeats_no_event(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    history = History(path)
+    history.add("frozen", "before")
+    history.flush()
+    for number in range(60):
+        history.add("error", str(number))
+    limits, before = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 1500, limits[1]))
+        for _ in range(3):
+            with pytest.raises(OSError, match="File too large"):
+                history.flush()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert [event["text"] for event in read(path)] == ["before"]
+    history.flush()
+    assert [event["text"] for event in read(path)] == ["before", *map(str, range(60))]
+    assert len(path.read_bytes().splitlines()) == 61
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"time": "x"},
+        {"time": 1e30},
+        {"time": -5},
+        {"event": "Foo bar"},
+        {"text": 3},
+        {"version": "zz"},
+        {"loss": 1e400},
+    ],
+)
+def test_what_is_no_event_is_left_out(
+    tmp_path: Path, field: dict[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "history.jsonl"
+    history = History(path)
+    history.add("promoted", "kept", loss=math.nan)
+    history.flush()
+    with path.open("a") as file:
+        file.write(json.dumps({"time": 1.0, "event": "promoted", "version": "", "text": "x"} | field) + "\n[3]\n")
+    assert [(event["text"], event["loss"]) for event in read(path)] == [("kept", None)]
+    assert "2 lines are no whole events" in caplog.text
 
 
 # --- versions ---

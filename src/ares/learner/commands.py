@@ -45,8 +45,8 @@ def carry_out(folder: Folder, command: Command, timeout_s: float = _TAKEN_S) -> 
     try:
         while not answer.exists():
             with contextlib.suppress(LockedError), folder.locked():
-                # Gateways and instances are not asked: these settings have no effect on a command.
-                settings = LearnerSettings(folder=folder.path, workers=["http://127.0.0.1"])
+                # Not from the environment, in which nothing concerns a command: nobody is asked, nothing is trained.
+                settings = LearnerSettings.model_construct(folder=folder.path)
                 learning = Learning(folder, settings, {}, read_recorded=False)
                 take(learning)
                 learning.save()

@@ -75,12 +75,13 @@ class Folder:
                 folder.mkdir(parents=True, exist_ok=True)
             for folder in (self.path, self.recorded, self.versions, self.commands):
                 remove_unfinished(folder)
-            probe = self.path / ".probe.unfinished"
-            probe.touch()
-            probe.unlink()
+                probe = folder / ".probe.unfinished"
+                probe.touch()
+                probe.unlink()
         except OSError as error:
             raise LearnerError(
-                f"{self.path}: cannot be written: {error.strerror}; give another --folder, or change its owner"
+                f"{error.filename or self.path}: cannot be written: {error.strerror}; give another --folder, or change "
+                "its owner"
             ) from error
 
     @contextlib.contextmanager
