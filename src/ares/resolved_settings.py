@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
-from pydantic import ValidationError
+from pydantic import ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsError
 
@@ -50,6 +50,16 @@ def resolve(
     """
 
     class Resolved(settings):  # type: ignore[misc, valid-type] # a class that is a parameter
+        @field_validator("*", mode="before")
+        @classmethod
+        def _no_truth_values_as_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+            """Refuse `threads: true`, which pydantic takes for 1."""
+            given = value if isinstance(value, list) else [value]
+            expected = settings.model_fields[str(info.field_name)].annotation
+            if any(isinstance(one, bool) for one in given) and not _mentions(expected, bool):
+                raise ValueError("true and false are no values of this setting")
+            return value
+
         @classmethod
         def settings_customise_sources(
             cls,
@@ -77,3 +87,8 @@ def resolve(
     except MALFORMED as error:
         raise refuse(f"{file}: should be lines such as `{example}` ({error})") from error
     return resolved
+
+
+def _mentions(annotation: Any, kind: type) -> bool:
+    """Whether a type is this one, or made of it and others."""
+    return annotation in (kind, Any) or any(_mentions(part, kind) for part in get_args(annotation))

@@ -284,7 +284,25 @@ def test_rollback_by_hand(tmp_path: Path) -> None:
     learning.rollback(second)
     with pytest.raises(LearnerError, match="already"):
         learning.rollback(second[:8])
-    assert kinds(learning).count("rolled_back") == 3
+    learning.rollback(first)
+    assert second[:12] in learning.rollback()
+    assert learning.state.champion == second
+    assert kinds(learning).count("rolled_back") == 5
+
+
+def test_a_champion_that_is_demoted_does_not_give_way_to_one_that_was_rolled_back_from(tmp_path: Path) -> None:
+    learning, first = promoted(tmp_path)
+    learning.planner.tried = -1e9
+    second = trained(learning, learning.planner.next(learning.cohort(0), 0.0), b"second")
+    arrive(learning, tmp_path, 60, 3)
+    judged(learning, learning.next(), gain=20)
+    assert learning.state.champion == second
+    learning.rollback(first)
+    arrive(learning, tmp_path, 120, 4)
+    learning.planner.tried = 1e12
+    judged(learning, learning.next(), gain=-5)
+    assert kinds(learning)[-1] == "demoted"
+    assert learning.state.champion == CURVE
 
 
 def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:

@@ -28,6 +28,9 @@ def test_later_sources_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         (GIVEN | {"looks": [20, 10]}, "must rise"),
         (GIVEN | {"gateways": ["localhost:8000"]}, "is not a base URL"),
         (GIVEN | {"nice": 40}, "'nice'"),
+        (GIVEN | {"threads": True}, "'threads': true and false are no values"),
+        (GIVEN | {"pause_s": True}, "'pause_s': true and false are no values"),
+        (GIVEN | {"looks": [True, 5]}, "'looks': true and false are no values"),
         (GIVEN | {"window_outputs": 100}, "window_fewest cannot be more"),
     ],
 )

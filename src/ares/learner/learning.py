@@ -311,7 +311,8 @@ class Learning:
                 raise LearnerError("the residual-life curve is the champion already: there is nothing to roll back to")
             if wanted:
                 raise LearnerError(f"{_name(old)} is the champion already")
-            new = state.fall_back(self._good())
+            # Also one that has been rolled back from by hand: it was the champion before this one.
+            new = state.fall_back(self.versions.names)
         else:
             found = [CURVE] if wanted == trial.CURVE else self.versions.find(wanted)
             if len(found) != 1:
