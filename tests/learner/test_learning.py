@@ -240,6 +240,24 @@ def test_results_about_others_than_now_are_of_no_use(tmp_path: Path) -> None:
     assert learning.next() is None
 
 
+def test_a_look_that_fails_is_tried_again_and_then_given_up(tmp_path: Path) -> None:
+    learning = opened(tmp_path / "learner")
+    arrive(learning, tmp_path, 100, 1)
+    version = trained(learning, learning.next(), b"one")
+    arrive(learning, tmp_path, 60, 2)
+    learning.planner.tried = 1e12  # not yet another training
+    for _ in range(3):
+        assert learning.state.challenger == version
+        learning.planner.judge_from = -1e9
+        work = learning.planner.next(learning.cohort(0), 0.0)
+        assert work is not None
+        learning.failed(work, "killed")
+        assert learning.next() is None  # not at once
+    assert learning.state.challenger is None
+    assert kinds(learning) == ["trained", "error", "error", "error", "rejected"]
+    assert "could not be judged, 3 times: killed" in learning.history.events[-1]["text"]
+
+
 def test_a_training_that_ends_while_frozen_makes_no_challenger(tmp_path: Path) -> None:
     learning = opened(tmp_path / "learner")
     arrive(learning, tmp_path, 100, 1)

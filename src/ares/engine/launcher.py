@@ -253,10 +253,9 @@ def _predictor(settings: WorkerSettings, folder: Path, learning: OpenFolder | No
     if settings.connector != "ares" or _has_flag(settings, "worker-cls"):
         return None
     if learning is not None:
-        given = settings.predictor if settings.predictor != LEARN else None
-        learned = predictor_choice.learned(learning.folder.accepted, settings.model, folder, given)
-        if learned is not None or settings.predictor == LEARN:
-            return learned
+        ships = settings.predictor != LEARN
+        given = settings.predictor if ships else None
+        return predictor_choice.begin(learning.folder, given, settings.model, folder, ships=ships)
     return predictor_choice.choose(settings.predictor, settings.model, folder)
 
 

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 _KEPT_LOSSES = 200
 # Without news, the cohort is looked at again after this long: outputs that still run may count as lost by then.
 _LOOK_S = 10.0
+# A look at a trial that fails, such as for lack of memory, is tried so many times, and so long after one another.
+_TRIES, _RETRY_S = 3, 60.0
 
 
 class Learning:
@@ -79,6 +81,8 @@ class Learning:
         self._looked = (-1, 0.0)
         self._unsaved = True
         self._full = self._obstructed = False
+        # Of looks at the trial of this challenger.
+        self._failures = 0
 
     # --- work ---
 
@@ -142,8 +146,11 @@ class Learning:
             return
         if work.kind is Kind.CHECK:
             self.planner.checked = (work.champion, work.newest)
-        elif work.kind is Kind.TRIAL and work.challenger is not None:
-            self._drop(work.challenger, f"it could not be judged: {why}")
+        elif work.kind is Kind.TRIAL and work.challenger == self.state.challenger is not None:
+            self._failures += 1
+            self.planner.judge_from = time.monotonic() + _RETRY_S
+            if self._failures >= _TRIES and not self.state.frozen:
+                self._drop(self.state.challenger, f"it could not be judged, {self._failures} times: {why}")
 
     def _trained(self, work: Work, result: Trained) -> None:
         state = self.state
@@ -164,6 +171,7 @@ class Learning:
             return
         state.trained_through, state.trained_outputs = work.through, work.outputs
         state.challenger, state.looks = version, 0
+        self._failures = 0
         self.add(
             "trained",
             f"trained on {work.outputs} complete outputs ({result.pairs} states) in {result.epochs} epochs, "

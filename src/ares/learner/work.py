@@ -73,6 +73,8 @@ class Planner:
         When the last training began (`time.monotonic`), if it is known.
     have, needed
         Complete outputs that count for what is waited for, and how many it takes.
+    judge_from
+        No trial is judged before this time (`time.monotonic`), since the last try failed.
     obstacle
         Why no training begins though there are enough outputs; empty where one may.
     """
@@ -85,6 +87,7 @@ class Planner:
     tried: float = -math.inf
     have: int = 0
     needed: int = 0
+    judge_from: float = -math.inf
     obstacle: str = ""
 
     def next(self, outputs: list[Recorded], now: float) -> Work | None:
@@ -92,7 +95,8 @@ class Planner:
         if not outputs or self.state.frozen:
             return None
         complete = [output for output in outputs if output.complete]
-        found = self._trial(outputs, complete) if self.state.challenger is not None else None
+        judges = self.state.challenger is not None and now >= self.judge_from
+        found = self._trial(outputs, complete) if judges else None
         found = found or self._check(outputs, complete)
         return found or (self._training(outputs, complete, now) if self.state.challenger is None else None)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from ares.engine.learning.folder import LearningFolder
 from ares.engine.prediction import predictor_choice
 from ares.engine.prediction.metadata import Prediction
 from ares.models.resolve import DEFAULT_MODEL
@@ -72,6 +73,27 @@ def test_a_given_checkpoint_gives_way_to_what_was_learned_since(
     assert f"not with {shipped}: remove the former to begin anew" in caplog.text
     with pytest.raises(PredictorError, match="not a whole checkpoint"):
         predictor_choice.learned(kept, DEFAULT_MODEL, tmp_path, str(tmp_path / "missing"))
+
+
+def test_an_instance_that_learns_begins_with_what_was_ordered_last(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    learning = LearningFolder(tmp_path / "learning")
+    learning.prepare()
+
+    def begins(*, ships: bool = True) -> Path | None:
+        return predictor_choice.begin(learning, None, DEFAULT_MODEL, model(tmp_path, 576), ships=ships)
+
+    shipped = begins()
+    assert shipped is not None
+    assert begins(ships=False) is None
+    learning.accepted.write_bytes(shipped.read_bytes())
+    assert begins() == begins(ships=False) == learning.accepted
+    learning.ended.touch()
+    assert begins() is None
+    assert "begins without a predictor, as a learner ordered" in caplog.text
+    with pytest.raises(PredictorError, match="not a whole checkpoint"):
+        predictor_choice.begin(learning, str(tmp_path / "missing"), DEFAULT_MODEL, tmp_path, ships=True)
 
 
 def test_the_estimate_counts_down_within_its_bounds() -> None:

@@ -77,6 +77,7 @@ def test_an_accepted_checkpoint_is_taken_once_reported_and_kept(bench: Bench) ->
     swap.look()
     assert bench.folder.predicting() == Predicting(version)
     assert bench.folder.accepted.read_bytes() == file.read_bytes()
+    assert not bench.folder.ended.exists()
     assert not bench.folder.incoming(version).exists()
     assert swap.take().live is not None
     swap.look()
@@ -141,6 +142,7 @@ def test_an_empty_version_ends_predictions(bench: Bench) -> None:
     assert swap.take().live is None
     assert bench.folder.predicting() == Predicting()
     assert not bench.folder.accepted.exists()
+    assert bench.folder.ended.exists()
 
 
 def test_a_refused_version_can_be_sent_again(bench: Bench) -> None:

@@ -9,6 +9,7 @@ file                                    written by         meaning
 ``wanted.json``                         control channel    which checkpoint the worker is to predict with (`Wanted`)
 ``predictor.safetensors``               worker             the newest accepted checkpoint: a restart begins with it
 ``owner.json``                          control channel    the learner to which the instance belongs (`owner.py`)
+``without-predictor``                   worker             there where a learner has ended predictions, for restarts
 ``predicting.json``                     worker             what predicts, and what was refused (`Predicting`)
 ``lock``                                launcher           held while the instance runs
 ======================================  =================  =============================================================
@@ -73,6 +74,11 @@ class LearningFolder:
     def accepted(self) -> Path:
         """File of the newest accepted checkpoint."""
         return self.path / "predictor.safetensors"
+
+    @property
+    def ended(self) -> Path:
+        """File that is there where a learner has ended the predictions."""
+        return self.path / "without-predictor"
 
     @property
     def lock(self) -> Path:

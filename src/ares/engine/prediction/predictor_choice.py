@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 from ares import predictor
+from ares.engine.learning.folder import LearningFolder
 from ares.predictor.errors import PredictorError
 from ares.predictor.shards import HIDDEN_STATE
 
@@ -50,6 +51,34 @@ def choose(given: str | None, model: str, folder: Path) -> Path | None:
         return path
     logger.warning("no predictor ships for %s: requests get no predictions (ares predictor --help)", model)
     return None
+
+
+def begin(learning: LearningFolder, given: str | None, model: str, folder: Path, *, ships: bool) -> Path | None:
+    """Return the checkpoint that an instance begins with that learns, or None.
+
+    Parameters
+    ----------
+    learning
+        Its learning folder: what a learner has ordered last takes precedence.
+    given
+        A file that was given to begin with, or None.
+    model, folder
+        The served model's name and files.
+    ships
+        Whether it may begin with the checkpoint that ships for the model.
+
+    Raises
+    ------
+    PredictorError
+        A file was given and it does not fit, or cannot be read.
+    """
+    if learning.ended.exists():
+        if given is not None:
+            choose(given, model, folder)
+        logger.warning("begins without a predictor, as a learner ordered: remove %s to begin with one", learning.ended)
+        return None
+    found = learned(learning.accepted, model, folder, given)
+    return choose(given, model, folder) if found is None and ships else found
 
 
 def learned(file: Path, model: str, folder: Path, given: str | None = None) -> Path | None:

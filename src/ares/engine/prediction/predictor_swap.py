@@ -96,6 +96,8 @@ class PredictorSwap:
 
     def _handle(self, wanted: Wanted) -> None:
         if not wanted.version:
+            # First this one: a restart in between must not begin with the checkpoint that ships.
+            self._folder.ended.touch()
             self._folder.accepted.unlink(missing_ok=True)
             self._replace(Replacement(None), Predicting("", self._predicting.refused))
             logger.info("a learner has ended the predictions")
@@ -112,6 +114,7 @@ class PredictorSwap:
             self._refuse(wanted.version, str(error) or type(error).__name__, file)
         else:
             file.replace(self._folder.accepted)
+            self._folder.ended.unlink(missing_ok=True)
             self._replace(replacement, Predicting(wanted.version))
             logger.info("the predictor is now version %s", wanted.version[:12])
         self._handled = wanted.order
