@@ -224,3 +224,18 @@ def test_a_full_disk_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
             made.take(data, synthetic.CONTEXT)
     assert not made.outputs
     assert made.take(data, synthetic.CONTEXT)
+
+
+def test_a_shard_that_cannot_be_deleted_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = store(tmp_path / "recorded")
+    for seed in range(3):
+        made.take(offer(tmp_path, 1, seed), synthetic.CONTEXT)
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", read_only)
+    assert made.prune(0, 7) == 3
+    assert caplog.text.count("Read-only") == 1

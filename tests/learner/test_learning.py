@@ -186,6 +186,18 @@ def test_too_few_distinct_prompts_are_one_event(tmp_path: Path) -> None:
     assert not learning.planner.obstacle
 
 
+def test_a_champion_that_can_never_be_checked_is_one_event(tmp_path: Path) -> None:
+    learning, _ = promoted(tmp_path)
+    learning.planner.tried = 1e12
+    bytes_kept = learning.store.size  # 160 outputs, and a check takes 200
+    for seed in range(3, 13):
+        arrive(learning, tmp_path, 40, seed)
+        learning.store.prune(bytes_kept, 7)
+        assert learning.next() is None
+    assert kinds(learning) == ["trained", "promoted", "error"]
+    assert "what is stored holds 160 outputs, and it takes 100" in learning.history.events[-1]["text"]
+
+
 def test_a_challenger_that_is_no_better_is_rejected_after_the_last_look(tmp_path: Path) -> None:
     learning = opened(tmp_path / "learner")
     arrive(learning, tmp_path, 100, 1)
@@ -508,6 +520,15 @@ def test_the_report(tmp_path: Path) -> None:
         Report.model_validate_json(report.encoded(report.build(learning, "frozen", state)))
     empty = opened(tmp_path / "empty")
     Report.model_validate_json(report.encoded(report.build(empty, "collecting", {})))
+
+
+def test_a_report_of_a_model_without_a_proper_name(tmp_path: Path) -> None:
+    learning = opened(tmp_path / "learner")
+    for model, shown in ((" ", "not known yet"), ("m" * 300, "m" * 256)):
+        learning.state.model = model
+        made = report.build(learning, "collecting", {f"instance-{n}": "" for n in range(3000)})
+        read = Report.model_validate_json(json.dumps(made))
+        assert (read.model, len(read.instances)) == (shown, 2048)
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,8 @@ class Learning:
         self.losses: deque[dict[str, Any]] = deque(maxlen=_KEPT_LOSSES)
         self._looked = (-1, 0.0)
         self._unsaved = True
-        self._full = self._obstructed = False
+        self._full = False
+        self._noted: set[str] = set()
         # Of looks at the trial of this challenger.
         self._failures = 0
 
@@ -96,15 +97,23 @@ class Learning:
             self.state.model, self.state.hidden_size = accepted.model, accepted.hidden_size
             self.state.every = accepted.every
         work = self.planner.next(self.cohort(now), now)
-        if self.planner.obstacle and not self._obstructed:
-            self.add("error", f"no training begins: {self.planner.obstacle}")
-        self._obstructed = bool(self.planner.obstacle)
+        self._note_obstacles()
         if work is None:
             self._looked = (self.store.number, now)
         elif work.kind is Kind.TRAINING:
             self.planner.tried = now
             self.state.trainings += 1
         return work
+
+    def _note_obstacles(self) -> None:
+        """Add an event for what keeps a training or a check from being made, once until it no longer does."""
+        found = {"no training begins": self.planner.obstacle}
+        if self.state.champion != CURVE:  # the curve need not be compared with itself
+            found["the champion cannot be compared with the curve"] = self.planner.unchecked
+        noted = {what for what, why in found.items() if why}
+        for what in sorted(noted - self._noted):
+            self.add("error", f"{what}: {found[what]}")
+        self._noted = noted
 
     def cohort(self, now: float) -> list[Recorded]:
         """Return the outputs that may be trained on, in order of arrival."""

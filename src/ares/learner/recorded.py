@@ -1,6 +1,5 @@
 """Recorded states in the learner's folder: taken in, checked, bounded, and indexed by output."""
 
-import contextlib
 import hashlib
 import logging
 import re
@@ -81,6 +80,7 @@ class Store:
         self.dropped: Counter[str] = Counter()
         self.number = number
         self.pruned = 0
+        self._undeletable = False
 
     def open(self) -> None:
         """Index the shards that are there; those that are not usable are deleted."""
@@ -195,8 +195,12 @@ class Store:
             output.add(number, lengths[row], shard.outcomes[row], pairs[row], now)
 
     def _forget(self, number: int) -> None:
-        with contextlib.suppress(OSError):
-            self._files.pop(number).unlink()
+        try:
+            self._files.pop(number).unlink(missing_ok=True)
+        except OSError as error:
+            if not self._undeletable:
+                logger.warning("recorded states cannot be deleted, and are kept beyond their bounds: %s", error)
+            self._undeletable = True
         del self._sizes[number], self._times[number]
         self._names = {name: one for name, one in self._names.items() if one != number}
         for request in self._requests.pop(number):

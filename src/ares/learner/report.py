@@ -6,7 +6,7 @@ from typing import Any
 
 from ares.learner.learning import Learning
 from ares.learner.state import CURVE
-from ares.protocol.learner_report import LARGEST_REPORT_BYTES, NEWEST_EVENTS
+from ares.protocol.learner_report import LARGEST_REPORT_BYTES, LONGEST_NAME, MOST_INSTANCES, NEWEST_EVENTS
 
 _NO_MODEL = "not known yet"
 
@@ -25,7 +25,7 @@ def build(learning: Learning, doing: str, instances: dict[str, str]) -> dict[str
     challenger = None if state.challenger is None else _described(learning, state.challenger)
     return {
         "learner": state.name,
-        "model": state.model or learning.settings.model or _NO_MODEL,
+        "model": (state.model or learning.settings.model or "").strip()[:LONGEST_NAME] or _NO_MODEL,
         "time": time.time(),
         "frozen": state.frozen,
         "champion": _described(learning, state.champion) | {"since": state.since},
@@ -33,7 +33,7 @@ def build(learning: Learning, doing: str, instances: dict[str, str]) -> dict[str
         "doing": doing,
         "outputs": {"recorded": planner.have, "needed": planner.needed, "dropped": dict(learning.store.dropped)},
         "losses": list(learning.losses),
-        "instances": instances,
+        "instances": dict(list(instances.items())[:MOST_INSTANCES]),
         "events": learning.history.events[-NEWEST_EVENTS:],
     }
 

@@ -20,6 +20,7 @@ from ares.learner.shipped import by_version
 from ares.learner.versions import DamagedError
 from ares.learner.work import Kind, Work
 from ares.protocol.keys import ControlKey
+from ares.protocol.learner_report import LONGEST_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -235,7 +236,10 @@ class Learner:
 
     async def _report(self, gateways: list[Gateway]) -> None:
         while gateways:
-            running = {instance.name: instance.running or "" for instance in self.instances}
+            running = {
+                instance.name.strip()[:LONGEST_NAME] or instance.url: instance.running or ""
+                for instance in self.instances
+            }
             body = report.encoded(report.build(self.learning, self.doing, running))
             self._news.clear()
             await asyncio.gather(*(gateway.report(body) for gateway in gateways))

@@ -77,6 +77,8 @@ class Planner:
         No trial is judged before this time (`time.monotonic`), since the last try failed.
     obstacle
         Why no training begins though there are enough outputs; empty where one may.
+    unchecked
+        Why the champion cannot be compared with the curve; empty where it can.
     """
 
     settings: LearnerSettings
@@ -89,6 +91,7 @@ class Planner:
     needed: int = 0
     judge_from: float = -math.inf
     obstacle: str = ""
+    unchecked: str = ""
 
     def next(self, outputs: list[Recorded], now: float) -> Work | None:
         """Return what is due with these outputs, the cohort in order of arrival."""
@@ -122,15 +125,20 @@ class Planner:
 
     def _check(self, outputs: list[Recorded], complete: list[Recorded]) -> Work | None:
         settings, champion = self.settings, self.state.champion
+        self.unchecked = ""
         fresh = [output for output in complete if output.first > self.through(champion)]
         # The window, and before it outputs that the curve knows from the beginning.
         window = fresh[-settings.window_outputs :]
-        if len(outputs) <= _CURVE_FEWEST:
-            return None
-        window = [output for output in window if output.first > outputs[_CURVE_FEWEST - 1].first]
+        horizon = outputs[min(_CURVE_FEWEST, len(outputs)) - 1].first
+        window = [output for output in window if output.first > horizon]
         # A version that has become the champion again is compared at once; the curve itself is only reported.
         seen = self.checked[1] if champion in (self.checked[0], CURVE) else 0
         new = sum(output.first > seen for output in window)
+        if len(window) < settings.window_fewest and self.store.pruned > self.through(champion):
+            self.unchecked = (
+                f"what is stored holds {len(outputs)} outputs, and it takes {_CURVE_FEWEST} and window_fewest "
+                f"({settings.window_fewest}): raise keep_bytes or keep_days, or lower window_fewest"
+            )
         if len(window) < settings.window_fewest or new < min(settings.check_outputs, len(window)):
             return None
         # The report compares the challenger on the newest outputs, where all of them are new to it.

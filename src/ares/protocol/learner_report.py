@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, 
 
 LARGEST_REPORT_BYTES = 1 << 18
 NEWEST_LOSSES, NEWEST_EVENTS = 200, 50
+LONGEST_NAME, MOST_INSTANCES = 256, 2048
 
 # Kinds of events; a gateway counts others as `other`.
 EVENTS = frozenset(
@@ -23,7 +24,7 @@ def one_line(text: str) -> str:
 
 
 Version = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
-Name = Annotated[str, Field(pattern=r"\S", max_length=256), AfterValidator(one_line)]
+Name = Annotated[str, Field(pattern=r"\S", max_length=LONGEST_NAME), AfterValidator(one_line)]
 Word = Annotated[str, Field(pattern=r"^[a-z0-9_+-]{1,32}$")]
 Text = Annotated[str, Field(max_length=2000), AfterValidator(one_line)]
 Time = Annotated[FiniteFloat, Field(ge=0, le=1e11)]
@@ -109,7 +110,7 @@ class Report(_Part):
     outputs: Outputs
     losses: Annotated[list[Losses], Field(max_length=NEWEST_LOSSES)] = []
     """The newest ones, the newest last."""
-    instances: Annotated[dict[Name, Version], Field(max_length=2048)] = {}
+    instances: Annotated[dict[Name, Version], Field(max_length=MOST_INSTANCES)] = {}
     """The version that each instance runs, as the learner knows it."""
     events: Annotated[list[Event], Field(max_length=NEWEST_EVENTS)] = []
     """The newest ones, the newest last."""
