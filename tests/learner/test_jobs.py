@@ -16,6 +16,7 @@ from ares.learner import jobs, running_job
 from ares.predictor import checkpoint
 from ares.predictor.hazard import LEVELS
 from tests.learner import synthetic
+from tests.learner.job_processes import children
 
 
 def shards(folder: Path, count: int, seed: int) -> tuple[list[str], list[str]]:
@@ -34,12 +35,6 @@ def shards(folder: Path, count: int, seed: int) -> tuple[list[str], list[str]]:
 def train(folder: Path, files: list[str], requests: list[str], epochs: int = 3) -> jobs.Train:
     target = str(folder / "made.safetensors")
     return jobs.Train(files=files, requests=requests, checkpoint=target, seed=0, epochs=epochs, threads=1, nice=0)
-
-
-def children() -> list[int]:
-    """The processes of jobs that this one has started."""
-    listed = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    return [int(pid) for pid in listed if b"ares.learner.jobs" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 async def test_a_training_and_a_judging(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from ares.engine.learning.recorded_shards import RecordedShards
 from ares.learner import commands
 from ares.learner.errors import LearnerError
 from ares.learner.folder import Folder
+from ares.learner.learning import Learning
 from ares.learner.service import Learner
 from ares.learner.settings import Keys, LearnerSettings
 from ares.learner.work import Planner
@@ -20,6 +21,7 @@ from ares.models.resolve import DEFAULT_MODEL
 from ares.protocol import messages
 from tests.learner import synthetic
 from tests.learner.fakes import Gateway, Instance, serving
+from tests.learner.job_processes import children
 from tests.learner.shipped_version import version_for
 from tests.waiting import eventually
 
@@ -278,3 +280,32 @@ async def test_an_instance_that_cannot_delete_is_not_asked_without_end(
             await eventually(lambda: len(learner.learning.store.outputs) == 4)
             await asyncio.sleep(1.5)
             assert asked <= 2 + 4
+
+
+async def test_a_freeze_ends_a_training_that_runs(tmp_path: Path) -> None:
+    instance, folder = Instance(tmp_path), Folder(tmp_path / "learner")
+    record(instance, tmp_path, 120, seed=1)
+    async with serving(instance):
+        settings = LearnerSettings(folder=folder.path, workers=[instance.url], **QUICK | {"epochs": 100_000})
+        async with running(settings) as learner:
+            await eventually(lambda: learner.doing == "training")
+            await asyncio.to_thread(commands.carry_out, folder, commands.Command(command="freeze"))
+            await eventually(lambda: learner.doing == "frozen")
+            await eventually(lambda: not children())
+            await asyncio.to_thread(commands.carry_out, folder, commands.Command(command="unfreeze"))
+            await eventually(lambda: learner.doing == "training")
+            assert events(learner) == ["frozen", "unfrozen"]
+
+
+async def test_a_result_that_cannot_be_used_is_an_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unforeseen(*_: object) -> None:
+        raise AttributeError("unforeseen")
+
+    monkeypatch.setattr(Learning, "done", unforeseen)
+    instance = Instance(tmp_path)
+    record(instance, tmp_path, 120, seed=1)
+    async with serving(instance):
+        settings = LearnerSettings(folder=tmp_path / "learner", workers=[instance.url], **QUICK | {"epochs": 1})
+        async with running(settings) as learner:
+            await eventually(lambda: events(learner)[:2] == ["error", "error"], JOBS_S)  # it is tried again
+            assert "unforeseen" in learner.learning.history.events[0]["text"]

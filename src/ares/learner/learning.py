@@ -124,9 +124,7 @@ class Learning:
         self._changed()
         if isinstance(result, Trained):
             if self.state.frozen:
-                self.versions.unfinished.unlink(missing_ok=True)
-                self.planner.tried = -math.inf
-                logger.info("a training has ended while frozen: its checkpoint is dropped; it begins again afterwards")
+                self.ended()
             else:
                 self._trained(work, result)
             return
@@ -140,6 +138,13 @@ class Learning:
         else:
             self.planner.checked = (work.champion, work.newest)
             self._check(work, result.scored)
+
+    def ended(self) -> None:
+        """Note that a training has been ended, or its result is of no use, since the champion is frozen."""
+        self._changed()
+        self.versions.unfinished.unlink(missing_ok=True)
+        self.planner.tried = -math.inf
+        logger.info("a training is dropped, since the champion is frozen; it begins again afterwards")
 
     def failed(self, work: Work, why: str) -> None:
         """Take the failure of a work: the champion stays, and it is tried again later."""

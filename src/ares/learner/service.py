@@ -102,9 +102,12 @@ class Learner:
         while True:
             if commands.take(learning):
                 self._news.set()
+                self._end_training_where_frozen()
             used = self._job[0].files if self._job is not None else frozenset()
             learning.store.prune(settings.keep_bytes, settings.keep_days, used)
             if self._job is not None and self._job[1].done():
+                if not self._job[1].cancelled():
+                    self._job[1].result()
                 self._job = None
             if self._job is None and (work := self._next()) is not None:
                 self._job = (work, asyncio.ensure_future(self._run(work)))
@@ -133,7 +136,12 @@ class Learner:
         if self._job is None:
             await asyncio.Event().wait()
         else:
-            await asyncio.shield(self._job[1])
+            await asyncio.wait([self._job[1]])
+
+    def _end_training_where_frozen(self) -> None:
+        if self._job is not None and self._job[0].kind is Kind.TRAINING and self.learning.state.frozen:
+            self._job[1].cancel()
+            self.learning.ended()
 
     async def _run(self, work: Work) -> None:
         self._epoch = ""
@@ -142,6 +150,9 @@ class Learner:
             self.learning.done(work, result)
         except (running_job.JobError, OSError) as error:
             self.learning.failed(work, str(error))
+        except Exception as error:  # as in `_next`
+            logger.exception("the result of a job cannot be used")
+            self.learning.failed(work, repr(error))
         self._news.set()
 
     def _on_epoch(self, progress: Progress) -> None:
