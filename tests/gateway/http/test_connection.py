@@ -48,6 +48,9 @@ class Endless:
         if scope["path"] == "/until-left":
             await self.until_left(receive, send)
             return
+        if scope["path"] == "/headers":
+            await self.headers(scope, receive, send)
+            return
         if scope["path"] == "/echo":
             await self.echo(scope, receive, send)
             return
@@ -65,6 +68,16 @@ class Endless:
             pass
         await send({"type": "http.response.start", "status": 499, "headers": [(b"content-length", b"0")]})
         await send({"type": "http.response.body", "body": b""})
+
+    async def headers(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Stream back the names of the headers as they are when the body has come."""
+        while (await receive()).get("more_body"):
+            pass
+
+        async def produce(write: Write) -> None:
+            await write(b", ".join(name for name, _ in scope["headers"]))
+
+        await EventStream(produce)(scope, receive, send)
 
     async def echo(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Stream back the method and the body, in two parts."""
@@ -122,6 +135,44 @@ async def test_a_large_head_is_refused(head: bytes) -> None:
         assert answer.startswith(b"HTTP/1.1 431 ")
         assert "4000 bytes" in json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["message"]
         writer.close()
+
+
+CHUNKED_POST = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"0\r\na: " + b"x" * 5000,  # a field that never ends
+        b"0\r\na: " + b"x" * 5000 + b"\r\n\r\n",
+        b"0\r\n" + b"a: b\r\n" * 2500 + b"\r\n",
+        b"1;" + b"x" * 5000,
+    ],
+)
+async def test_large_fields_behind_a_chunked_body_are_refused(rest: bytes) -> None:
+    async with serving() as (_, port):
+        for body in (b"", b"5\r\nhello\r\n"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(CHUNKED_POST + body)
+            await asyncio.sleep(0.05)
+            writer.write(rest)
+            assert (await reply(reader)).startswith(b"HTTP/1.1 431 ")
+            writer.close()
+
+
+async def test_fields_behind_a_chunked_body_are_no_headers() -> None:
+    async with serving() as (_, port):
+        request = b"POST /headers HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        assert await echoes(port, request + b"5\r\nhello\r\n0\r\na: b\r\n\r\n") == [b"host, transfer-encoding"]
+
+
+async def test_a_large_chunked_body_is_not_taken_for_a_large_head() -> None:
+    async with serving() as (_, port):
+        filler = b"a: " + b"x" * 3000 + b"\r\n"
+        head = CHUNKED_POST.replace(b"/ HTTP", b"/echo HTTP").replace(b"\r\n\r\n", b"\r\n" + filler + b"\r\n")
+        chunk = b"2000\r\n" + b"y" * 0x2000 + b"\r\n"
+        assert await echoes(port, head, *[chunk] * 20, b"0\r\n\r\n") == [b"POST " + b"y" * 0x2000 * 20]
+        assert await echoes(port, head + chunk * 20 + b"0\r\n\r\n") == [b"POST " + b"y" * 0x2000 * 20]
 
 
 async def test_what_is_no_request_is_refused_in_the_usual_form() -> None:

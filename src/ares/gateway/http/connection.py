@@ -21,7 +21,7 @@ class Limits:
     Attributes
     ----------
     head_bytes
-        Of the request line and all headers.
+        Of the request line and all headers, those behind a chunked body included.
     idle_s
         For a whole head, and between two parts of a body.
     unread_s
@@ -131,8 +131,9 @@ class Connection(HttpToolsProtocol):
             self._restart_idle_timer()
         self._unparsed_bytes += len(data)
         super().data_received(data)
-        # The parser reports a header only when it is complete.
-        if not self._in_body and self._unparsed_bytes > self._limits.head_bytes and not self.transport.is_closing():
+        # The parser reports a header, or a field behind a chunked body, only when it is complete. Until then it keeps
+        # what has come, and copies all of it with each read.
+        if self._unparsed_bytes > self._limits.head_bytes and not self.transport.is_closing():
             self._head_bytes = self._unparsed_bytes
             self.send_400_response("")
 
@@ -158,12 +159,14 @@ class Connection(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:  # noqa: D102 - httptools' interface
         self._count(len(name) + len(value))
-        super().on_header(name, value)
+        if not self._in_body:  # fields behind a chunked body are no headers (RFC 9110, 6.5.1)
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:  # noqa: D102 - httptools' interface
         if self.parser.wants_upgrade():
             return  # the same head comes again
         self._in_body = True
+        self._unparsed_bytes = 0
         super().on_headers_complete()
         self._cycles = [cycle for cycle in self._cycles if not cycle.response_complete] + [self.cycle]
         self.cycle.receive = _Receive(self, self.cycle)  # type: ignore[method-assign]
@@ -173,6 +176,7 @@ class Connection(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:  # noqa: D102 - httptools' interface
         self._restart_idle_timer()
+        self._unparsed_bytes = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:  # noqa: D102 - httptools' interface
