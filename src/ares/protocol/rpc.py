@@ -94,7 +94,15 @@ def configure(socket: "zmq.Socket[Any]", address: str, *, linger_ms: int = 0) ->
 
 
 def keep_alive(socket: "zmq.Socket[Any]") -> None:
-    """Let ZeroMQ notice a connection that the network has dropped silently; to be called before the socket connects."""
+    """Let ZeroMQ notice a connection that the network has dropped silently; to be called before the socket connects.
+
+    The queue of what was received then has no limit. Where it is full, libzmq does not read the answers to its
+    heartbeats either and connects again; what makes room next ends the process (`Assertion failed: _input_stopped`,
+    libzmq issues 3937 and 4767, in 4.3.5). Instead the subscription limits the queue: whoever does not read must not
+    renew it, and gets no more than an instance sends in `SUBSCRIPTION_TTL_S`. A process that is stopped receives
+    nothing at all: the instance's own queue fills, and it drops what follows.
+    """
+    socket.setsockopt(zmq.RCVHWM, 0)
     socket.setsockopt(zmq.HEARTBEAT_IVL, int(CONNECTION_HEARTBEAT_S * 1000))
     for limit in (zmq.HEARTBEAT_TIMEOUT, zmq.CONNECT_TIMEOUT, zmq.HANDSHAKE_IVL):
         socket.setsockopt(limit, int(CONNECTION_TIMEOUT_S * 1000))

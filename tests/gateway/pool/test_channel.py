@@ -12,6 +12,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
+from ares.gateway.pool import channel as channel_module
 from ares.gateway.pool.channel import ControlSocket
 from tests.waiting import eventually
 
@@ -29,6 +30,32 @@ async def main():
         connected(f"tcp://127.0.0.1:{port}", None).close(0)
         # Closed sockets are gone a little later.
         await asyncio.sleep(0.05 if number % 300 == 0 else 0)
+
+asyncio.run(main())
+"""
+# Also in a process of its own, which libzmq would end: nothing is received until the connection would have timed out.
+NOT_READ_FOR_LONG = """
+import asyncio
+import time
+import zmq
+from ares.gateway.pool.channel import ControlSocket, connected
+from ares.protocol import rpc
+
+rpc.CONNECTION_HEARTBEAT_S, rpc.CONNECTION_TIMEOUT_S = 0.1, 0.3
+
+async def main():
+    server = zmq.Context().socket(zmq.ROUTER)
+    server.set_hwm(0)
+    port = server.bind_to_random_port("tcp://127.0.0.1")
+    socket = connected(f"tcp://127.0.0.1:{port}", None)
+    channel = ControlSocket(socket)
+    channel.send(b"subscribe")
+    gateway, _ = await asyncio.to_thread(server.recv_multipart)
+    for number in range(5000):
+        server.send_multipart((gateway, b"%d" % number))
+    time.sleep(1.5)
+    for number in range(5000):
+        assert await channel.next(10) == b"%d" % number
 
 asyncio.run(main())
 """
@@ -143,3 +170,23 @@ async def test_what_arrives_while_it_looks_after_its_connection_is_received(
 
 def test_a_connection_that_comes_about_while_it_is_closed_hangs_nothing() -> None:
     subprocess.run([sys.executable, "-c", OPENED_AND_CLOSED], check=True, timeout=100)
+
+
+def test_a_gateway_that_has_not_read_for_long_reads_on() -> None:
+    subprocess.run([sys.executable, "-c", NOT_READ_FOR_LONG], check=True, timeout=60)
+
+
+async def test_one_that_has_long_had_more_to_read_than_it_reads_does_not_keep_up(
+    ends: tuple[zmq.asyncio.Socket, ControlSocket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel_module, "_BEHIND_S", 0.1)
+    sending, channel = ends
+    assert channel.keeps_up
+    for number in range(COUNT):
+        await sending.send(b"%d" % number)
+    await eventually(lambda: not channel.keeps_up, 60)
+    for _ in range(COUNT):
+        assert await channel.next(60) is not None
+    assert channel.keeps_up
+    await asyncio.sleep(0.2)  # that nothing comes is no delay
+    assert channel.keeps_up

@@ -20,6 +20,9 @@ _IN_A_ROW = 16
 _LARGE_BYTES = 64 << 10
 # While so many wait for their reader, no more are received.
 _MOST_WAITING = 64
+# libzmq's own queue has no limit here (`rpc.keep_alive`): a gateway that has not emptied it for so long does not renew
+# its subscription, and the instance sends no more.
+_BEHIND_S = rpc.SUBSCRIPTION_TTL_S
 _NOBLOCK = int(zmq.NOBLOCK)
 _GIVE_KEY = f"(--control-key-file or {CONTROL_KEY_VARIABLE}, the same for all)"
 
@@ -80,6 +83,7 @@ class ControlSocket:
         self._take = take
         self._messages: deque[bytes] = deque()
         self._arrival: asyncio.Future[None] | None = None
+        self._behind_since: float | None = None
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._descriptor, self._receive)
         self._again: asyncio.Handle | None = self._loop.call_soon(self._receive)
@@ -96,6 +100,11 @@ class ControlSocket:
         found = rpc.has_connection(self._socket)
         self._receive_soon()  # as in `send`: to ask libzmq may read a signal, too
         return found
+
+    @property
+    def keeps_up(self) -> bool:
+        """Whether all that had come has been received lately."""
+        return self._behind_since is None or self._loop.time() - self._behind_since < _BEHIND_S
 
     async def next(self, timeout_s: float) -> bytes | None:
         """Return the next message; None where none came in so many seconds."""
@@ -134,12 +143,15 @@ class ControlSocket:
             try:
                 body = self._socket.recv(_NOBLOCK)
             except zmq.Again:
+                self._behind_since = None
                 return
             size = len(body)
             if not self._take(body):
                 self._messages.append(body)
                 if self._arrival is not None:
                     _wake(self._arrival)
+        if self._behind_since is None:
+            self._behind_since = self._loop.time()
         if len(self._messages) < _MOST_WAITING:
             self._receive_soon()
 

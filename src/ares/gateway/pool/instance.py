@@ -272,7 +272,7 @@ class Instance:
         self.subscription.begin()
         try:
             while not self.health.reports or self.health.healthy or not await self._restarted(description):
-                if (heartbeat := self.subscription.heartbeat()) is not None:
+                if channel.keeps_up and (heartbeat := self.subscription.heartbeat()) is not None:
                     await self.control.send(heartbeat)
                 if self._following != description.boot:
                     return
