@@ -30,6 +30,7 @@ class Endless:
     def __init__(self) -> None:
         self.written: dict[bytes, int] = {}
         self.ended: set[bytes] = set()
+        self.left = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -66,6 +67,7 @@ class Endless:
         """Answer only when the client has left, as a long generation does."""
         while (await receive())["type"] != "http.disconnect":
             pass
+        self.left = True
         await send({"type": "http.response.start", "status": 499, "headers": [(b"content-length", b"0")]})
         await send({"type": "http.response.body", "body": b""})
 
@@ -362,6 +364,25 @@ async def test_a_client_that_closes_its_side_of_a_stream_has_left(caplog: pytest
         writer.write_eof()
         await eventually(lambda: b"/later" in app.ended, 10)
         writer.close()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+@pytest.mark.parametrize("behind", [GET + b"\r\n", (GET + b"\r\n") * 3, GET])
+async def test_a_client_that_leaves_a_stream_with_requests_behind_it(
+    behind: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving() as (app, port):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /first HTTP/1.1\r\nHost: x\r\n\r\n" + behind)
+        await eventually(lambda: b"/first" in app.written, 10)
+        writer.close()
+        await eventually(lambda: b"/first" in app.ended, 10)
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /until-left HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n" + behind)
+        await asyncio.sleep(0.1)
+        writer.close()
+        await eventually(lambda: app.left, 10)
+        await eventually(lambda: set(app.written) <= app.ended, 10)
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 

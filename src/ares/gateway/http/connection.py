@@ -124,6 +124,11 @@ class Connection(HttpToolsProtocol):
         for timer in (self._idle, self._unread):
             if timer is not None:
                 timer.cancel()
+        # uvicorn sees to the newest request alone, and one that others wait behind is an older one.
+        for cycle in self._cycles:
+            if not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:  # noqa: D102 - asyncio's interface
