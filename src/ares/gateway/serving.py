@@ -73,7 +73,7 @@ def _build(served: list[ServedModel], siblings: Siblings | None = None) -> FastA
 
 
 def _serve_in_processes(config: GatewayConfig, served: list[ServedModel]) -> None:
-    counts = SharedCounts(config.processes, len(config.api_keys), config.workers, preset_names(config.preset, PRESETS))
+    counts = SharedCounts(config.processes, len(config.api_keys), preset_names(config.preset, PRESETS))
     listeners = listen(config.host, config.port)
     with _private_folder() as private:
         siblings = Siblings(Path(private), counts)

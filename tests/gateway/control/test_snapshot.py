@@ -94,7 +94,7 @@ async def test_the_view_of_the_policy(gateway: Gateway, fakes: list[FakeInstance
 
 def test_what_another_process_has_placed_counts_before_it_is_reported() -> None:
     """The others' tokens beyond what the instance reports of them, and what those need that it does not report yet."""
-    counts = SharedCounts(2, 0, ["http://one:1", "http://two:1"])
+    counts = SharedCounts(2)
     counts.begin(1, 1)
     counts.set_placed({"http://one:1": (512, 40)})
     counts.add_placed("http://one:1", 128, 60)

@@ -14,7 +14,7 @@ URL, OTHER = "http://a:1", "http://b:1"
 
 @pytest.fixture
 def counts() -> SharedCounts:
-    made = SharedCounts(2, 3, [URL, f"{OTHER}/"], ["off", "ares"])
+    made = SharedCounts(2, 3, ["off", "ares"])
     made.begin(0, 0)
     return made
 
@@ -31,7 +31,7 @@ def test_a_process_reads_what_another_has_counted(counts: SharedCounts) -> None:
         counts.begin(1, 1)
         counts.set_backlog(4, 90)
         counts.set_streams(2, 7)
-        counts.set_placed({URL: (64, 10), "http://unknown": (1, 1)})
+        counts.set_placed({URL: (64, 10)})
         counts.add_placed(URL, 16, 5)
         counts.preset = "ares"
         assert counts.other_backlogs() == (1, 2)
@@ -43,6 +43,44 @@ def test_a_process_reads_what_another_has_counted(counts: SharedCounts) -> None:
     assert list(counts.placed_by_others(URL)) == [Placed(f"{counts.address_name}-1", 80, 15)]
     assert list(counts.placed_by_others(OTHER)) == list(counts.placed_by_others("http://unknown")) == []
     assert counts.preset == "ares"
+
+
+def test_instances_come_and_go(counts: SharedCounts) -> None:
+    # More than there is room for at a time.
+    urls = [f"http://{n}:1" for n in range(6000)]
+    name = f"{counts.address_name}-1"
+
+    def place(*pairs: tuple[str, tuple[int, int]]) -> Callable[[], None]:
+        def sibling() -> None:
+            counts.begin(1, 1)
+            for first in range(0, len(urls), 100):
+                counts.set_placed(dict.fromkeys(urls[first : first + 100], (1, 1)))
+            for url, (tokens, growth) in pairs:
+                counts.add_placed(url, tokens, growth)
+
+        return sibling
+
+    in_process(place((URL, (5, 1)), (OTHER, (7, 2)), (URL, (1, 0))))
+    assert list(counts.placed_by_others(URL)) == [Placed(name, 6, 1)]
+    assert list(counts.placed_by_others(OTHER)) == [Placed(name, 7, 2)]
+    assert list(counts.placed_by_others(urls[-1])) == [Placed(name, 1, 1)]
+    assert not list(counts.placed_by_others(urls[0]))
+    # The one that is started in its place finds them in another order.
+    in_process(place((OTHER, (9, 2)), (URL, (8, 1))))
+    assert list(counts.placed_by_others(URL)) == [Placed(name, 8, 1)]
+    assert list(counts.placed_by_others(OTHER)) == [Placed(name, 9, 2)]
+
+
+def test_without_room_for_a_further_instance_the_log_says_so(
+    counts: SharedCounts, caplog: pytest.LogCaptureFixture
+) -> None:
+    counts.set_placed({f"http://{n}:1": (1, 1) for n in range(4096)})
+    assert not caplog.records
+    for _ in range(2):
+        counts.add_placed(URL, 1, 1)
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["more than 4096 instances"]
+    counts.set_placed({URL: (1, 1)})
+    assert len(caplog.records) == 1
 
 
 def test_a_process_that_ended_counts_nothing_and_has_another_name_when_it_starts_again(counts: SharedCounts) -> None:

@@ -192,7 +192,8 @@ class SnapshotBuilder:
 
     def publish(self, sessions: Iterable[Session]) -> None:
         """Tell the other processes of the gateway what this one has on each instance."""
-        placed: dict[str, tuple[int, int]] = {}
+        # Those with nothing as well: other processes look for them.
+        placed = {instance.url: (0, 0) for instance in self._pool.decode_instances}
         keys = {
             id(i): {row.key for row in i.state.telemetry.rows}
             for i in self._pool.decode_instances

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import fcntl
+import logging
 import mmap
 import os
 import time
@@ -12,8 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Columns of a row; streams of each client key and tokens on each instance follow. The first row has the preset.
+logger = logging.getLogger(__name__)
+
+# Columns of a row; streams of each client key and what is placed on instances follow. The first row has the preset.
 _START, _RESTARTS, _BEAT_MS, _BACKLOG, _BACKLOG_TOKENS, _WAITING, _PRESET, _FIXED = range(8)
+# Instances for which a process has room in its row: as many as a source may name (discovery/base.py). Of each: the hash
+# of its URL, 0 where the place is free; tokens; growth.
+_MOST_INSTANCES, _COLUMNS = 4096, 3
 # Between two attempts to take the turn.
 _RETRY_S = 0.001
 # A process whose event loop has not run for longer hangs, or is stopped.
@@ -49,8 +55,6 @@ class SharedCounts:
         How many processes there are.
     keys
         Number of client keys.
-    instances
-        URLs of the instances.
     presets
         Names of the presets that may be in force, the first one from the start.
 
@@ -62,17 +66,14 @@ class SharedCounts:
         The number of this process.
     """
 
-    def __init__(
-        self, processes: int = 1, keys: int = 0, instances: Sequence[str] = (), presets: Sequence[str] = ("",)
-    ) -> None:
+    def __init__(self, processes: int = 1, keys: int = 0, presets: Sequence[str] = ("",)) -> None:
         self.address_name = uuid.uuid4().hex[:8]
         self.processes = processes
         self.process = 0
         self._presets = tuple(presets)
         self._others: list[SharedCounts] = []
-        self._keys = keys
-        self._instances = {url.rstrip("/"): n for n, url in enumerate(instances)}
-        shape = processes, _FIXED + keys + 2 * len(self._instances)
+        places = _MOST_INSTANCES if processes > 1 else 0
+        shape = processes, _FIXED + keys + _COLUMNS * places
         self._file: int | None = None
         if processes == 1:
             self._table = np.zeros(shape, dtype=np.int64)
@@ -82,10 +83,14 @@ class SharedCounts:
             size = 8 * shape[0] * shape[1]
             os.truncate(self._file, size)
             self._table = np.frombuffer(mmap.mmap(self._file, size), dtype=np.int64).reshape(shape)
+        self._placed = self._table[:, _FIXED + keys :].reshape(processes, places, _COLUMNS)
+        # Where instances, by their URLs, are in the row of each process; in another's, where last found.
+        self._places: list[dict[str, int]] = [{} for _ in range(processes)]
+        self._full = False
 
     def of_another_model(self) -> "SharedCounts":
         """Return counts of the same processes for another model: who they are, and the preset, these say."""
-        other = SharedCounts(self.processes, 0, tuple(self._instances))
+        other = SharedCounts(self.processes)
         other.address_name, other.process = self.address_name, self.process
         self._others.append(other)
         return other
@@ -96,6 +101,7 @@ class SharedCounts:
         """Be a process from now on: the `start`-th that was started, from 0; its row is empty."""
         self.process = process
         self.clear(process)
+        self._places[process] = {}
         self._table[process, _START] = start
         for other in self._others:
             other.begin(process, start)
@@ -185,28 +191,63 @@ class SharedCounts:
     # --- room on instances ---
 
     def set_placed(self, placed: Mapping[str, tuple[int, int]]) -> None:
-        """Count the tokens and the growth (`Placed`) of this process on each instance, by its URL; others have none."""
-        row = np.zeros(2 * len(self._instances), dtype=np.int64)
-        for url, (tokens, growth) in placed.items():
-            if (number := self._instances.get(url)) is not None:
-                row[2 * number : 2 * number + 2] = tokens, growth
-        self._table[self.process, _FIXED + self._keys :] = row
+        """Count the tokens and the growth (`Placed`) of this process on each instance, by its URL, and forget others."""
+        for url in [url for url in self._places[self.process] if url not in placed]:
+            self._placed[self.process, self._places[self.process][url]] = 0
+            for places in self._places:
+                places.pop(url, None)
+        for url, counts in placed.items():
+            if (place := self._own_place(url)) is not None:
+                self._placed[self.process, place] = hash(url), *counts
 
     def add_placed(self, url: str, tokens: int, growth: int) -> None:
         """Count one more request of this process on an instance."""
-        if (number := self._instances.get(url)) is not None:
-            column = _FIXED + self._keys + 2 * number
-            self._table[self.process, column : column + 2] += np.array((tokens, growth))
+        if (place := self._own_place(url)) is not None:
+            _, before, growth_before = self._placed[self.process, place].tolist()
+            self._placed[self.process, place] = hash(url), before + tokens, growth_before + growth
 
     def placed_by_others(self, url: str) -> Iterator[Placed]:
         """Return what each of the other processes has placed on an instance."""
-        if (number := self._instances.get(url)) is None:
-            return
-        column = _FIXED + self._keys + 2 * number
         for process in self.others:
-            tokens, growth = self._table[process, column : column + 2].tolist()
+            tokens, growth = self._placed_by(process, url)
             if tokens or growth:
                 yield Placed(self.gateway_of(process), tokens, growth)
+
+    def _own_place(self, url: str) -> int | None:
+        """Return where an instance is in the row of this process, or may be; None where the row is full."""
+        place = self._places[self.process].get(url)
+        if place is None:
+            place = self._find(self.process, 0)
+            if place is None:
+                if not self._full:
+                    self._full = True
+                    text = "more than %d instances: what is placed on further ones the other processes do not know"
+                    logger.warning(text, _MOST_INSTANCES)
+                return None
+            self._places[self.process][url] = place
+        return place
+
+    def _placed_by(self, process: int, url: str) -> tuple[int, int]:
+        """Return the tokens and the growth that another process has placed on an instance."""
+        # The same in all processes, since they are forked.
+        wanted = hash(url)
+        place = self._places[process].get(url)
+        if place is not None:
+            found, tokens, growth = self._placed[process, place].tolist()
+            if found == wanted:
+                return tokens, growth
+        # It has come to that process since the last look, or is elsewhere in the row of the one started in its place.
+        place = self._find(process, wanted)
+        if place is None:
+            return 0, 0
+        self._places[process][url] = place
+        _, tokens, growth = self._placed[process, place].tolist()
+        return tokens, growth
+
+    def _find(self, process: int, wanted: int) -> int | None:
+        """Return the first place with this hash in the row of a process."""
+        found = np.flatnonzero(self._placed[process, :, 0] == wanted)
+        return int(found[0]) if len(found) else None
 
     @contextlib.asynccontextmanager
     async def turn(self, within_s: float) -> AsyncIterator[None]:
