@@ -89,6 +89,23 @@ async def test_whichever_is_asked_answers_for_both(fakes: list[FakeInstance], mo
         assert (await gateway.metrics())['ares_predictor_events_total{event="promoted"}'] == 1
 
 
+async def test_streams_are_at_both_whatever_ends_between_them(fakes: list[FakeInstance], model_folder: Path) -> None:
+    async with serving_in_processes(fakes, model_folder) as gateway:
+        hold(fakes, 20)
+        streams = []
+        for number in range(6):
+            output, task = gateway.stream(f"r{number}", prompt(number), TOKENS)
+            streams.append(task)
+            await output.reach(10)
+            async with gateway.http.get(f"{gateway.url}/health") as reply:
+                assert reply.status == 200
+            await asyncio.sleep(0.05)  # for its end to be noticed
+        assert [one["requests"] for one in (await gateway.status())["processes"]] == [3, 3]
+        stop_holding(fakes)
+        for number, task in enumerate(streams):
+            await gateway.check(number, task, TOKENS)
+
+
 async def test_limits_count_for_the_address(
     fakes: list[FakeInstance], model_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -86,11 +87,18 @@ class Connection(HttpToolsProtocol):
     sends_no_more: bool
     """Whether the client has closed its side, and waits for the answers to what it has sent."""
 
-    def __init__(self, limits: Limits, count: Count = lambda *_: None, **uvicorn: Any) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        count: Count = lambda *_: None,
+        on_lost: Callable[[], None] = lambda: None,
+        **uvicorn: Any,
+    ) -> None:
         super().__init__(**uvicorn)
         self.parser = _Parser(self)
         self._limits = limits
         self._count_refusal = count
+        self._on_lost = on_lost
         self._head_bytes = self._unparsed_bytes = 0
         self._in_body = False
         self._cycles: list[RequestResponseCycle] = []
@@ -130,6 +138,7 @@ class Connection(HttpToolsProtocol):
                 cycle.disconnected = True
                 cycle.message_event.set()
         super().connection_lost(exc)
+        self._on_lost()
 
     def data_received(self, data: bytes) -> None:  # noqa: D102 - asyncio's interface
         if self._idle is None:

@@ -1,9 +1,12 @@
-"""Accepts the connections to an address, and hands each to one of its processes, in turn."""
+"""Accepts the connections to an address, and hands each to the process that has the fewest."""
 
 import contextlib
 import errno
+import fcntl
 import logging
 import socket
+import struct
+import termios
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -65,6 +68,12 @@ class Link:
     there: socket.socket
     takes: bool = False
 
+    @property
+    def unread(self) -> int:
+        """How many bytes the process has not read yet: one for each connection that it has not taken."""
+        found: int = struct.unpack("i", fcntl.ioctl(self.there, termios.FIONREAD, bytes(4)))[0]
+        return found
+
     @classmethod
     def make(cls) -> "Link":
         """Make a pair that does not block."""
@@ -75,7 +84,9 @@ class Link:
 
 
 class Acceptor:
-    """Accepts connections, one process after the other: no process gets more than one more than another.
+    """Accepts connections for the process with the fewest open ones; of several, one after the other.
+
+    How many a process was given does not count: those of probes end at once, those of streams last.
 
     Parameters
     ----------
@@ -83,6 +94,8 @@ class Acceptor:
         To the processes, in the order of their numbers.
     responds
         Whether a process runs, by its number: one that hangs gets connections only where all do.
+    connections
+        How many connections a process has taken that are open, by its number.
 
     Attributes
     ----------
@@ -92,9 +105,10 @@ class Acceptor:
         When to accept again (`time.monotonic`): the system could not take another connection a moment ago.
     """
 
-    def __init__(self, links: list[Link], responds: Callable[[int], bool]) -> None:
+    def __init__(self, links: list[Link], responds: Callable[[int], bool], connections: Callable[[int], int]) -> None:
         self._links = links
         self._responds = responds
+        self._connections = connections
         self._next = 0
         self._held: socket.socket | None = None
         self.pauses_until = 0.0
@@ -120,17 +134,20 @@ class Acceptor:
             self.hand_out()
 
     def hand_out(self) -> None:
-        """Hand the connection that is held to the next process that has room for it."""
+        """Hand the connection that is held to a process that has room for it."""
         if self._held is None:
             return
         count = len(self._links)
         taking = [n for n in ((self._next + n) % count for n in range(count)) if self._links[n].takes]
-        for number in sorted(taking, key=lambda n: not self._responds(n)):
+        for number in sorted(taking, key=self._load):
             if _send(self._links[number], self._held):
                 self._held.close()
                 self._held = None
                 self._next = (number + 1) % count
                 return
+
+    def _load(self, number: int) -> tuple[bool, int]:
+        return not self._responds(number), self._connections(number) + self._links[number].unread
 
     def close(self) -> None:
         """Close the connection that is held."""

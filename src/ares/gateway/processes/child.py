@@ -70,7 +70,7 @@ class ChildServer(Server):
         path = self._siblings.socket(counts.process)
         path.unlink(missing_ok=True)  # of the process that was here before
         loop = asyncio.get_running_loop()
-        factory = partial(self._protocol, self._for_siblings, ServerState())
+        factory = partial(_protocol, self._for_siblings, ServerState(), self.lifespan.state)
         self._siblings_server = await loop.create_unix_server(factory, str(path))
         # From here on siblings tell it of a new preset.
         for gateway in self._models:
@@ -94,13 +94,6 @@ class ChildServer(Server):
         self._tell_parent(LEAVES)
         await asyncio.sleep(_LAST_CONNECTIONS_S)
         asyncio.get_running_loop().remove_reader(self._link)
-
-    def _protocol(self, config: uvicorn.Config, state: ServerState) -> asyncio.Protocol:
-        if not config.loaded:
-            config.load()
-        made: Any = config.http_protocol_class
-        protocol: asyncio.Protocol = made(config=config, server_state=state, app_state=self.lifespan.state)
-        return protocol
 
     def _read_link(self) -> None:
         """Read what the parent says."""
@@ -129,11 +122,21 @@ class ChildServer(Server):
     def _adopt(self, connection: socket.socket) -> None:
         task = asyncio.create_task(self._serve_connection(connection))
         self._adopting.add(task)
-        task.add_done_callback(self._adopting.discard)
+        task.add_done_callback(self._adopted)
+        self._count_connections()
+
+    def _adopted(self, task: asyncio.Task[None]) -> None:
+        self._adopting.discard(task)
+        self._count_connections()
+
+    def _count_connections(self) -> None:
+        """Tell the parent, which hands the next connection to the process with the fewest."""
+        self._siblings.counts.set_connections(len(self.server_state.connections) + len(self._adopting))
 
     async def _serve_connection(self, connection: socket.socket) -> None:
         connection.setblocking(False)
-        factory = partial(self._protocol, self.config, self.server_state)
+        state, count = self.server_state, self._count_connections
+        factory = partial(_protocol, self.config, state, self.lifespan.state, on_lost=count)
         try:
             await asyncio.get_running_loop().connect_accepted_socket(factory, connection, ssl=self.config.ssl)
         except OSError as error:  # the client has left, or does not speak TLS
@@ -143,3 +146,13 @@ class ChildServer(Server):
     def _tell_parent(self, message: bytes) -> None:
         with contextlib.suppress(OSError):  # it has ended
             self._link.send(message)
+
+
+def _protocol(
+    config: uvicorn.Config, server_state: ServerState, app_state: dict[str, Any], **further: Any
+) -> asyncio.Protocol:
+    if not config.loaded:
+        config.load()
+    made: Any = config.http_protocol_class
+    protocol: asyncio.Protocol = made(config=config, server_state=server_state, app_state=app_state, **further)
+    return protocol

@@ -64,7 +64,7 @@ class Parent:
         self._counts = counts
         self._serve = serve
         self._children = [_Child(number, Link.make()) for number in range(counts.processes)]
-        self._acceptor = Acceptor([child.link for child in self._children], counts.responds)
+        self._acceptor = Acceptor([child.link for child in self._children], counts.responds, counts.connections)
         # Not epoll: what it watches would be shared with the processes.
         self._selector = selectors.PollSelector()
         self._accepting = False

@@ -16,7 +16,7 @@ import numpy as np
 logger = logging.getLogger(__name__)
 
 # Columns of a row; streams of each client key and what is placed on instances follow. The first row has the preset.
-_START, _RESTARTS, _BEAT_MS, _BACKLOG, _BACKLOG_TOKENS, _WAITING, _PRESET, _FIXED = range(8)
+_START, _RESTARTS, _BEAT_MS, _BACKLOG, _BACKLOG_TOKENS, _WAITING, _CONNECTIONS, _PRESET, _FIXED = range(9)
 # Instances for which a process has room in its row: as many as a source may name (discovery/base.py). Of each: the hash
 # of its URL, 0 where the place is free; tokens; growth.
 _MOST_INSTANCES, _COLUMNS = 4096, 3
@@ -155,6 +155,14 @@ class SharedCounts:
         """Whether a process has run a moment ago."""
         return bool(time.monotonic() - self._table[process, _BEAT_MS] / 1000 < _SILENT_S)
 
+    def set_connections(self, count: int) -> None:
+        """Count the clients' connections that this process has taken and that are open."""
+        self._table[self.process, _CONNECTIONS] = count
+
+    def connections(self, process: int) -> int:
+        """Return how many clients' connections a process has."""
+        return int(self._table[process, _CONNECTIONS])
+
     # --- limits ---
 
     def set_backlog(self, count: int, tokens: int) -> None:
@@ -191,7 +199,7 @@ class SharedCounts:
     # --- room on instances ---
 
     def set_placed(self, placed: Mapping[str, tuple[int, int]]) -> None:
-        """Count the tokens and the growth (`Placed`) of this process on each instance, by its URL, and forget others."""
+        """Count what this process has on each instance (`Placed`: tokens and growth), by its URL; forget others."""
         for url in [url for url in self._places[self.process] if url not in placed]:
             self._placed[self.process, self._places[self.process][url]] = 0
             for places in self._places:
