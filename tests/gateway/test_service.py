@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from ares.config import GatewayConfig
 from ares.gateway.pool.delta import EngineRefusedError
-from ares.gateway.service import COMMANDED, Gateway, TargetError
+from ares.gateway.processes.shared_counts import SharedCounts
+from ares.gateway.service import COMMANDED, Gateway, QueueFullError, TargetError
 from ares.gateway.session.handover import NotMovableError
 from tests.gateway.fakes import FakeInstance, instances
 from tests.gateway.gateways import (
@@ -221,4 +223,31 @@ async def test_the_attempts_of_a_request_are_configured(fakes: list[FakeInstance
     client = Client(gateway)
     assert (await client.reached(5)).maximum_attempts == 7
     await client.finish()
+    await gateway.stop()
+
+
+async def test_room_is_counted_before_it_is_checked_so_that_another_process_sees_it(model_folder: Path) -> None:
+    class Watched(SharedCounts):
+        seen = 0
+
+        def other_backlogs(self) -> tuple[int, int]:
+            self.process = 1
+            self.seen, _ = super().other_backlogs()  # as the other one would at this moment
+            self.process = 0
+            return super().other_backlogs()
+
+    counts = Watched(2)
+    config = GatewayConfig(model="some/model", workers=["http://127.0.0.1:1"], maximum_waiting=5)
+    gateway = Gateway(config, model_folder, counts=counts)
+    await gateway.start()
+    counts.process = 1
+    counts.set_backlog(2, 0)
+    counts.process = 0
+    with gateway.reserve(3):
+        assert counts.seen == 3
+        with pytest.raises(QueueFullError, match="5 requests wait already"):
+            gateway.reserve(1)
+        assert counts.seen == 4
+        assert len(gateway.backlog) == 3
+    assert len(gateway.backlog) == 0
     await gateway.stop()

@@ -1,6 +1,7 @@
 """The gateway of one model: its instances, its running sessions and its recent migrations, and what needs all three."""
 
 import asyncio
+import contextlib
 import logging
 import math
 import statistics
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ares.config import GatewayConfig
-from ares.gateway.control.backlog import Backlog
+from ares.gateway.control.backlog import Backlog, BacklogReservation
 from ares.gateway.control.closing import Closing
 from ares.gateway.control.controller import Controller
 from ares.gateway.control.drain import Drainer
@@ -305,18 +306,35 @@ class Gateway:
                 raise NoInstanceError(f"no decode instance is ready{waited}; GET /ready shows why")
             await self.pool.wait_for_change(min(left_s, self.tuning.serving_check_s))
 
-    def check_queue(self) -> None:
-        """Raise QueueFullError where the limit of the waiting requests, or of their tokens, is reached."""
-        waiting, _ = self.backlog.everywhere()
-        if waiting >= self.config.maximum_waiting:
-            raise QueueFullError(f"{waiting} requests wait already")
-        self.check_backlog_tokens()
+    def reserve(self, count: int) -> BacklogReservation:
+        """Reserve room for so many sequences among the waiting ones.
 
-    def check_backlog_tokens(self) -> None:
-        """Raise QueueFullError where the limit of the tokens of the waiting requests is reached."""
+        It is counted before it is checked: of two processes that reserve the last room at the same time at least one
+        sees the other. Both may be refused then.
+
+        Raises
+        ------
+        QueueFullError
+            The limit of the waiting requests would be exceeded, or the limit of their tokens is reached.
+        """
+        with contextlib.ExitStack() as unless_full:
+            reservation = unless_full.enter_context(BacklogReservation(self.backlog, count))
+            waiting = self.backlog.everywhere()[0] - count
+            if waiting + count > self.config.maximum_waiting:
+                wanted = f", and {count} would come" if count > 1 else ""
+                raise QueueFullError(f"{waiting} requests wait already{wanted}")
+            self.check_backlog_tokens(but=count)
+            unless_full.pop_all()
+        return reservation
+
+    def check_backlog_tokens(self, but: int) -> None:
+        """Raise QueueFullError where the limit of the tokens of the waiting requests is reached.
+
+        `but` is how many of those that wait ask.
+        """
         waiting, tokens = self.backlog.everywhere()
         if tokens >= self.maximum_waiting_tokens:
-            raise QueueFullError(f"{waiting} requests of {tokens} tokens wait already")
+            raise QueueFullError(f"{waiting - but} requests of {tokens} tokens wait already")
 
     @property
     def retry_after_s(self) -> int:

@@ -125,7 +125,7 @@ async def test_who_waits_long_still_fills_the_queue(model_folder: Path) -> None:
         assert sorted(len(client.tokens) for client in clients)[:2] == [0, 0]
         assert gateway.backlog.tokens >= 2 * 400
         with pytest.raises(NoInstanceError, match="2 requests wait already"):
-            gateway.check_queue()
+            gateway.reserve(1)
         stop_holding(fakes)
         await finish(clients, 400)
         assert (len(gateway.backlog), gateway.backlog.tokens) == (0, 0)

@@ -4,7 +4,8 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from ares.gateway.control.backlog import Backlog
+from ares.gateway.control.backlog import Backlog, BacklogReservation
+from ares.gateway.processes.shared_counts import SharedCounts
 
 
 @dataclass
@@ -50,3 +51,21 @@ def test_a_prediction_changes_what_is_expected() -> None:
     session.predicted = (1.0, 2.0, 3.0), 5
     backlog.update(session)
     assert backlog.tokens == 25
+
+
+def test_other_processes_do_not_see_a_session_leave_between_its_reservation_and_its_beginning() -> None:
+    shown: list[tuple[int, int]] = []
+
+    class Shown(SharedCounts):
+        def set_backlog(self, count: int, tokens: int) -> None:
+            shown.append((count, tokens))
+
+    backlog = Backlog(lambda _: 10.0, Shown())
+    with BacklogReservation(backlog, 2) as reservation:
+        reservation.add_tokens(8)
+        for name in ("one", "two"):
+            session: Any = Waiting(name, 4)
+            reservation.use(4)
+            backlog.update(session)
+    assert [count for count, _ in shown] == [2] * 5
+    assert shown[-1] == (2, backlog.tokens) == (2, 28)

@@ -50,6 +50,26 @@ async def test_a_full_queue_is_refused_with_when_to_try_again(fakes: list[FakeIn
         assert (await service.complete()).status_code == 200
 
 
+async def test_all_sequences_of_a_request_have_to_fit_into_the_queue(
+    fakes: list[FakeInstance], model_folder: Path
+) -> None:
+    async with serving(fakes, model_folder, maximum_waiting=5) as service:
+        await eventually(lambda: all(i.health.healthy and i.state.hello for i in service.gateway.pool.instances), 15)
+        fakes[0].faults.answer_after_s = 1.0
+        waiting = [asyncio.create_task(service.complete()) for _ in range(3)]
+        await eventually(lambda: len(service.gateway.backlog) == 3)
+        for body in ({"n": 3}, {"prompt": [PROMPT] * 3}, {"n": 5, "stream": True}):
+            refused = failure(await service.complete(**body), 503)
+            assert "3 requests wait already, and " in refused["message"]
+        assert "at most 5 may wait here" in failure(await service.complete(n=6), 400)["message"]
+        assert len(service.gateway.backlog) == 3
+        waiting.append(asyncio.create_task(service.complete(n=2)))
+        await eventually(lambda: len(service.gateway.backlog) == 5)
+        assert "5 requests wait already" in failure(await service.complete(), 503)["message"]
+        assert [(await one).status_code for one in waiting] == [200] * 4
+        assert (len(service.gateway.backlog), service.gateway.backlog.tokens) == (0, 0)
+
+
 async def test_what_is_being_tokenised_fills_the_queue(
     fakes: list[FakeInstance], model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

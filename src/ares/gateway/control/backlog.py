@@ -44,6 +44,14 @@ class Backlog:
         self._reserved += count
         self._count(tokens)
 
+    def hand_over(self, tokens: int) -> None:
+        """Count one reserved session with so many tokens no longer: `update` counts it next.
+
+        The other processes do not hear of it before that: they would take its room for free.
+        """
+        self._reserved -= 1
+        self.tokens -= tokens
+
     def update(self, session: Session) -> None:
         """Count a session with its present tokens if it waits, else not any more.
 
@@ -87,7 +95,9 @@ class BacklogReservation:
 
     def use(self, tokens: int) -> None:
         """Give back the part of one session with so many prompt tokens, which is added to the backlog next."""
-        self._change(-1, -tokens)
+        self._count -= 1
+        self._tokens -= tokens
+        self._backlog.hand_over(tokens)
 
     def __enter__(self) -> Self:
         return self

@@ -255,21 +255,20 @@ async def _accept(
     if isinstance(body, ChatRequest):
         _check_chat(gateway, body)
     adapter = gateway.adapter(body.model)
-    gateway.check_queue()
     count = body.n * (len(body.prompts()) if isinstance(body, CompletionRequest) else 1)
     if count > gateway.config.maximum_waiting:
         message = f"prompts and n make {count} sequences; at most {gateway.config.maximum_waiting} may wait here"
         raise BadRequestError(message, "n")
+    reservation = cleanup(request.scope).enter_context(gateway.reserve(count))
     objective = gateway.objective(request.headers.get(CLASS_HEADER), body.priority)
     take_streams(request.scope, count)
     given = request.headers.get(REQUEST_ID_HEADER) or body.request_id or ""
     request_id = given if valid_request_id(given) else uuid.uuid4().hex
     chat = isinstance(body, ChatRequest)
     envelope = Envelope(f"{form.id_prefix}{request_id}", adapter or gateway.names[0], chat)
-    reservation = cleanup(request.scope).enter_context(BacklogReservation(gateway.backlog, count))
     prompts = await tokenise(gateway, body, request)
     output_format = _output_format(gateway, body, prompts[0])
-    gateway.check_backlog_tokens()  # other requests have arrived meanwhile
+    gateway.check_backlog_tokens(but=count)  # other requests have arrived meanwhile
     reservation.add_tokens(sum(len(prompt.ids) for prompt in prompts) * body.n)
     maximum = await _maximum_model_tokens(gateway, request)
     sequences: list[Sequence] = []
