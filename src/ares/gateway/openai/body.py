@@ -55,7 +55,8 @@ _encode = msgspec.json.Encoder(enc_hook=lambda body: body.model_dump()).encode
 class Body(BaseModel):
     """An object in a request: a field that is null is absent, as in OpenAI's API; unknown fields are kept."""
 
-    model_config = ConfigDict(extra="allow", json_schema_extra=_nullable)
+    # Neither NaN nor an infinite number means anything in a field, and JSON, in which an engine is asked, has neither.
+    model_config = ConfigDict(extra="allow", json_schema_extra=_nullable, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
