@@ -106,6 +106,38 @@ async def test_streams_are_at_both_whatever_ends_between_them(fakes: list[FakeIn
             await gateway.check(number, task, TOKENS)
 
 
+async def test_a_process_that_is_stopped_delays_no_command_and_gets_it_when_it_runs_again(
+    fakes: list[FakeInstance], model_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with serving_in_processes(fakes, model_folder) as gateway:
+        # The reports of learners are for this one.
+        stopped = psutil.Process((await gateway.processes())[0]["pid"])
+        stopped.suspend()
+        try:
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            assert await gateway.command("PUT", "preset", preset="static-rr") == 200
+            for order in ("drain", "undrain", "drain"):
+                assert await gateway.command("POST", f"instances/decode-0/{order}") == 200
+            assert await gateway.command("PUT", "predictor", **report(events=[])) == 503
+            assert (await gateway.status())["preset"] == "static-rr"
+            assert loop.time() - began < 15
+            assert "does not run now; it gets the command when it does" in capfd.readouterr().err
+        finally:
+            stopped.resume()
+
+        async def all_know() -> bool:
+            found = []
+            for _ in range(2):
+                status = await gateway.status()
+                found.append((len(status["processes"]), status["preset"], status["instances"][1]["draining"]))
+            return found == [(2, "static-rr", True)] * 2
+
+        await eventually_found(all_know, 30)
+        assert await gateway.command("POST", "instances/decode-0/undrain") == 200
+        await eventually_found(functools.partial(both_say, gateway, False))
+
+
 async def test_limits_count_for_the_address(
     fakes: list[FakeInstance], model_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,6 +21,8 @@ from ares.gateway.processes.siblings import Siblings
 
 logger = logging.getLogger(__name__)
 
+# Between two notes that this process runs.
+_BEAT_S = 0.1
 # For connections that the parent had handed out before it knew that this process takes no more.
 _LAST_CONNECTIONS_S = 0.05
 
@@ -76,24 +78,26 @@ class ChildServer(Server):
         for gateway in self._models:
             if counts.preset != gateway.controller.preset:
                 gateway.controller.use_preset(counts.preset)
+        self._beat()
         loop.add_reader(self._link, self._read_link)
         self._tell_parent(TAKES)
-
-    async def on_tick(self, counter: int) -> bool:
-        """Do what uvicorn does ten times a second."""
-        self._siblings.counts.beat()
-        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop serving."""
         await super().shutdown(sockets)
         self._siblings_server.close()
+        self._next_beat.cancel()
 
     async def stop_taking(self) -> None:
         """Take no more connections."""
         self._tell_parent(LEAVES)
         await asyncio.sleep(_LAST_CONNECTIONS_S)
         asyncio.get_running_loop().remove_reader(self._link)
+
+    def _beat(self) -> None:
+        """Note again and again that this process runs: also while it shuts down, when it may still have streams."""
+        self._siblings.counts.beat()
+        self._next_beat = asyncio.get_running_loop().call_later(_BEAT_S, self._beat)
 
     def _read_link(self) -> None:
         """Read what the parent says."""

@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,10 @@ LEARNERS_PROCESS = 0
 _LONGEST_PATH_BYTES = 107
 _ASKED_BY_SIBLING = "ares.asked_by_sibling"
 _ASK_S = 2.0
-# A move takes as long as its copy; and a command for all is not to wait for a process that hangs.
+# A move takes as long as its copy; and a command for all is not to wait for long.
 _MOVE_S, _COMMAND_S = 300.0, 30.0
+# Between two looks at whether a process that is to answer runs.
+_LOOK_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,16 @@ class Answer:
     def json(self) -> Any:
         """Return the body."""
         return msgspec.json.decode(self.body)
+
+
+@dataclass(frozen=True, slots=True)
+class _Command:
+    """A client's request, to be sent to a process."""
+
+    method: str
+    path: str
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class SiblingRefusedError(Exception):
@@ -74,6 +87,9 @@ class Siblings:
         self.folder = folder
         self.showing_metrics = asyncio.Lock()
         self._clients: dict[int, aiohttp.ClientSession] = {}
+        # To each process, so that it gets them in the order in which they were given.
+        self._commands: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._late: set[asyncio.Task[None]] = set()
 
     def check(self) -> None:
         """Raise AddressError where the sockets cannot be in the folder."""
@@ -90,8 +106,10 @@ class Siblings:
 
     async def ask(self, process: int, path: str) -> Answer | None:
         """Ask one process; None where it does not answer: it is starting, ending or stopped."""
+        if not self.counts.responds(process):
+            return None
         try:
-            return await self._send(process, "GET", path, b"", {}, _ASK_S)
+            return await self._send(process, _Command("GET", path), _ASK_S)
         except (aiohttp.ClientError, TimeoutError, OSError):
             return None
 
@@ -104,37 +122,69 @@ class Siblings:
         }
 
     async def tell_others(self, request: Request, body: bytes | None = None) -> None:
-        """Send a client's request to all other processes, with another body if one is given; log who refuses it."""
-        others = self.counts.others
-        sent = (self.forward(process, request, body, _COMMAND_S) for process in others)
-        for answer in await asyncio.gather(*sent, return_exceptions=True):
-            if isinstance(answer, SiblingRefusedError):
-                logger.warning("%s: %s", request.scope["path"], answer)
-            elif isinstance(answer, BaseException):
-                raise answer
+        """Send a client's request to all other processes, with another body if one is given; log who refuses it.
 
-    async def forward(
-        self, process: int, request: Request, body: bytes | None = None, timeout_s: float = _MOVE_S
-    ) -> dict[str, Any]:
-        """Send a client's request to one process, with another body if one is given; return the reply to it.
+        One that hangs, or is stopped, is not waited for: it gets the command when it runs again, and the log says both.
+        """
+        command = await _command(request, body)
+        await asyncio.gather(*(self._tell(process, command) for process in self.counts.others))
+
+    async def _tell(self, process: int, command: _Command) -> None:
+        task = asyncio.create_task(self._deliver(process, command))
+        self._late.add(task)
+        task.add_done_callback(self._late.discard)
+        if not await self._done(process, task, _COMMAND_S):
+            text = "%s: process %s of this gateway does not run now; it gets the command when it does"
+            logger.warning(text, command.path, self.counts.gateway_of(process))
+
+    async def _deliver(self, process: int, command: _Command) -> None:
+        """Send a command, and log why it was not carried out."""
+        try:
+            async with self._commands[process]:
+                self._read_reply(process, await self._send(process, command, None))
+        except SiblingRefusedError as refusal:
+            logger.warning("%s: %s", command.path, refusal)
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            logger.warning("%s: %s", command.path, self.unavailable(process))
+
+    async def forward(self, process: int, request: Request) -> dict[str, Any]:
+        """Send a client's request to one process; return the reply to it.
 
         Raises
         ------
         SiblingRefusedError
             It refused, or does not answer.
         """
-        headers = {name: request.headers[name] for name in ("authorization", "content-type") if name in request.headers}
-        query = request.scope["query_string"].decode("ascii")
-        path = request.scope["raw_path"].decode("ascii") + (f"?{query}" if query else "")
-        sent = await request.body() if body is None else body
+        task = asyncio.create_task(self._send(process, await _command(request), _MOVE_S))
         try:
-            answer = await self._send(process, request.method, path, sent, headers, timeout_s)
+            if not await self._done(process, task, _MOVE_S):
+                raise self.unavailable(process)
+            return self._read_reply(process, task.result())
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self.unavailable(process) from error
-        found = answer.json()
-        if answer.status != 200:
-            raise SiblingRefusedError(answer.status, found["error"]["message"], found["error"]["code"])
-        return dict(found)
+        finally:
+            task.cancel()
+
+    async def _done(self, process: int, task: asyncio.Task[Any], within_s: float) -> bool:
+        """Wait for a task that asks a process, for so many seconds and while that runs; return whether it is done."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + within_s
+        while not (await asyncio.wait([task], timeout=_LOOK_S))[0]:
+            if not self.counts.responds(process) or loop.time() > until:
+                return False
+        return True
+
+    def _read_reply(self, process: int, answer: Answer) -> dict[str, Any]:
+        """Return the body of a reply; SiblingRefusedError where it is an error, or no reply of an operator's route."""
+        try:
+            found = answer.json()
+            if answer.status == 200:
+                return dict(found)
+            refusal = SiblingRefusedError(answer.status, found["error"]["message"], found["error"]["code"])
+        except (msgspec.DecodeError, LookupError, TypeError, ValueError) as error:
+            text = f"process {self.counts.gateway_of(process)} of this gateway failed: status {answer.status}"
+            raise SiblingRefusedError(502, text, "process_unavailable") from error
+        raise refusal
 
     def unavailable(self, process: int) -> SiblingRefusedError:
         """Return the error where a process does not answer."""
@@ -142,20 +192,30 @@ class Siblings:
         return SiblingRefusedError(503, message, "process_unavailable")
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; what could not be delivered yet is given up."""
+        for task in self._late:
+            task.cancel()
+        await asyncio.gather(*self._late, return_exceptions=True)
         await asyncio.gather(*(client.close() for client in self._clients.values()))
 
-    async def _send(
-        self, process: int, method: str, path: str, body: bytes, headers: dict[str, str], timeout_s: float
-    ) -> Answer:
+    async def _send(self, process: int, command: _Command, timeout_s: float | None) -> Answer:
         client = self._clients.get(process)
         if client is None:
             # A connection a question: one that was kept could lead to a process that has ended since.
             connector = aiohttp.UnixConnector(str(self.socket(process)), force_close=True)
             client = self._clients[process] = aiohttp.ClientSession("http://localhost", connector=connector)
         timeout = aiohttp.ClientTimeout(total=timeout_s)
-        async with client.request(method, path, data=body or None, headers=headers, timeout=timeout) as reply:
+        async with client.request(
+            command.method, command.path, data=command.body or None, headers=command.headers, timeout=timeout
+        ) as reply:
             return Answer(reply.status, await reply.read())
+
+
+async def _command(request: Request, body: bytes | None = None) -> _Command:
+    headers = {name: request.headers[name] for name in ("authorization", "content-type") if name in request.headers}
+    query = request.scope["query_string"].decode("ascii")
+    path = request.scope["raw_path"].decode("ascii") + (f"?{query}" if query else "")
+    return _Command(request.method, path, await request.body() if body is None else body, headers)
 
 
 def mark(scope: Any) -> None:
