@@ -31,6 +31,7 @@ class Endless:
         self.written: dict[bytes, int] = {}
         self.ended: set[bytes] = set()
         self.left = False
+        self.go = asyncio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -48,6 +49,9 @@ class Endless:
 
         if scope["path"] == "/until-left":
             await self.until_left(receive, send)
+            return
+        if scope["path"] == "/slowly":
+            await self.slowly(scope, receive, send)
             return
         if scope["path"] == "/headers":
             await self.headers(scope, receive, send)
@@ -70,6 +74,16 @@ class Endless:
         self.left = True
         await send({"type": "http.response.start", "status": 499, "headers": [(b"content-length", b"0")]})
         await send({"type": "http.response.body", "body": b""})
+
+    async def slowly(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Stream a beginning, and the end when it is told."""
+
+        async def produce(write: Write) -> None:
+            await write(b"begun")
+            await self.go.wait()
+            await write(b"ended")
+
+        await EventStream(produce)(scope, receive, send)
 
     async def headers(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Stream back the names of the headers as they are when the body has come."""
@@ -139,6 +153,7 @@ async def test_a_large_head_is_refused(head: bytes) -> None:
         writer.close()
 
 
+WHOLE = b"Content-Length: 11\r\n\r\nhello world"
 CHUNKED_POST = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
@@ -184,6 +199,50 @@ async def test_what_is_no_request_is_refused_in_the_usual_form() -> None:
         answer = await reply(reader)
         assert answer.startswith(b"HTTP/1.1 400 ")
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["type"] == "invalid_request_error"
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "status"),
+    [
+        (b"GARBAGE\r\n\r\n", b"400"),
+        (GET + b"a: " + b"x" * 5000, b"431"),
+        (GET + b"a: b\r\n" * 1000, b"431"),
+        (CHUNKED_POST + b"zz\r\n", b"400"),
+        (CHUNKED_POST + b"5\r\nhello\r\n0\r\na: " + b"x" * 5000 + b"\r\nb: c\r\n", b"431"),
+    ],
+)
+@pytest.mark.parametrize("more", [b"", b"x" * 10_000])
+async def test_what_is_no_request_is_refused_behind_the_replies_to_those_before_it(
+    wrong: bytes, status: bytes, more: bytes
+) -> None:
+    async with serving() as (app, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /slowly HTTP/1.1\r\nHost: x\r\n" + WHOLE)
+        await reader.readuntil(b"begun")
+        writer.write(wrong)
+        await asyncio.sleep(0.05)
+        writer.write(more)
+        await asyncio.sleep(0.05)
+        app.go.set()
+        answer = await reply(reader)
+        first, _, second = answer.partition(b"\r\n0\r\n\r\n")
+        assert first == b"\r\n5\r\nended"
+        assert second.startswith(b"HTTP/1.1 " + status)
+        assert second.count(b"HTTP/1.1 4") == 1
+        writer.close()
+
+
+async def test_a_reply_that_has_begun_is_not_broken_by_a_refusal() -> None:
+    async with serving() as (app, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        # It is answered before its body has come.
+        writer.write(b"GET /early HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        await reader.readuntil(b"xxx")
+        writer.write(b"zz\r\n")
+        rest = await reply(reader)
+        assert b"HTTP/1.1" not in rest
+        await eventually(lambda: b"/early" in app.ended, 10)
         writer.close()
 
 
@@ -240,7 +299,6 @@ async def test_a_slow_reader_that_reads_is_not_cut_off() -> None:
 
 H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABk\r\n"
 WEBSOCKET = b"Upgrade: websocket\r\nSec-WebSocket-Key: AAEAAEAAAAIAAAABAAMAAA==\r\nConnection: keep-alive, Upgrade\r\n"
-WHOLE = b"Content-Length: 11\r\n\r\nhello world"
 CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n6\r\nhello \r\n5\r\nworld\r\n0\r\n\r\n"
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import weakref
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -102,6 +103,7 @@ class Connection(HttpToolsProtocol):
         self._head_bytes = self._unparsed_bytes = 0
         self._in_body = False
         self._cycles: list[RequestResponseCycle] = []
+        self._refusal: bytes | None = None
         self.malformed = ""
         self.sends_no_more = False
         self._idle: asyncio.TimerHandle | None = None
@@ -119,7 +121,7 @@ class Connection(HttpToolsProtocol):
         A client that has left looks the same as one that only sends no more: what waits for a client to leave, such as
         a generation, is cancelled in both cases. TLS cannot be closed on one side.
         """
-        unanswered = [cycle for cycle in self._cycles if not cycle.response_complete]
+        unanswered = self._unanswered()
         if self.scheme == "https" or self._in_body or not unanswered:
             return False
         self.sends_no_more = True
@@ -133,22 +135,23 @@ class Connection(HttpToolsProtocol):
             if timer is not None:
                 timer.cancel()
         # uvicorn sees to the newest request alone, and one that others wait behind is an older one.
-        for cycle in self._cycles:
-            if not cycle.response_complete:
-                cycle.disconnected = True
-                cycle.message_event.set()
+        for cycle in self._unanswered():
+            _end(cycle)
         super().connection_lost(exc)
         self._on_lost()
 
     def data_received(self, data: bytes) -> None:  # noqa: D102 - asyncio's interface
+        if self._refusal is not None:
+            return  # nothing can be read behind what is no request
         if self._idle is None:
             self._restart_idle_timer()
         self._unparsed_bytes += len(data)
         super().data_received(data)
         # The parser reports a header, or a field behind a chunked body, only when it is complete. Until then it keeps
         # what has come, and copies all of it with each read.
-        if self._unparsed_bytes > self._limits.head_bytes and not self.transport.is_closing():
-            self._head_bytes = self._unparsed_bytes
+        unparsed = self._unparsed_bytes
+        if unparsed > self._limits.head_bytes and self._refusal is None and not self.transport.is_closing():
+            self._head_bytes = unparsed
             self.send_400_response("")
 
     def pause_writing(self) -> None:  # noqa: D102 - asyncio's interface
@@ -179,10 +182,10 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:  # noqa: D102 - httptools' interface
         if self.parser.wants_upgrade():
             return  # the same head comes again
-        self._in_body = True
         self._unparsed_bytes = 0
         super().on_headers_complete()
-        self._cycles = [cycle for cycle in self._cycles if not cycle.response_complete] + [self.cycle]
+        self._cycles = [*self._unanswered(), self.cycle]
+        self._in_body = True
         self.cycle.receive = _Receive(self, self.cycle)  # type: ignore[method-assign]
         if self.scope["http_version"] < "1.1":
             self.cycle.send = _Unchunked(self.cycle)  # type: ignore[method-assign]
@@ -203,8 +206,37 @@ class Connection(HttpToolsProtocol):
             self._idle = None
         super().on_message_complete()
 
+    def on_response_complete(self) -> None:
+        """Go on after a reply (uvicorn's cycles call this)."""
+        super().on_response_complete()
+        if self._refusal is not None and not self._unanswered() and not self.transport.is_closing():
+            self._refuse(self._refusal)
+
     def send_400_response(self, msg: str) -> None:
-        """Answer a malformed request, or one with too large a head, in OpenAI's form, and close the connection."""
+        """Answer a malformed request, or one with too large a head, in OpenAI's form, and close the connection.
+
+        The replies to requests before it come first. Where its own has begun, because only its body is malformed, the
+        connection is closed without another one.
+        """
+        own = self._cycles.pop() if self._in_body else None
+        if own is not None:
+            begun = own.response_started
+            _end(own)
+            if begun:
+                self.transport.close()
+                return
+            self._in_body = False
+            self.pipeline = deque(waiting for waiting in self.pipeline if waiting[0] is not own)
+        self._refusal = self._refusal_reply()
+        if not self._unanswered():
+            self._refuse(self._refusal)
+            return
+        # To close with something unread would be a reset, with which the client may lose the replies.
+        self.flow.resume_reading()
+        if self._idle is not None:
+            self._idle.cancel()
+
+    def _refusal_reply(self) -> bytes:
         large = self._head_bytes > self._limits.head_bytes
         text = (
             f"the head of the request is larger than {self._limits.head_bytes} bytes"
@@ -215,8 +247,15 @@ class Connection(HttpToolsProtocol):
         self._count_refusal(NO_ROUTE, status, None if large else "malformed_http")
         body = msgspec.json.encode(error_body(status, text))
         head = f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
-        self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
+        return head.encode() + b"connection: close\r\n\r\n" + body
+
+    def _refuse(self, reply: bytes) -> None:
+        self.transport.write(reply)
         self.transport.close()
+
+    def _unanswered(self) -> list[RequestResponseCycle]:
+        """Return the requests that have come and are not answered yet, the first one first."""
+        return [cycle for cycle in self._cycles if not cycle.response_complete]
 
     def head_without_upgrade(self) -> bytes:
         """Return the head that was read last, without the header that asks for another protocol."""
@@ -234,6 +273,12 @@ class Connection(HttpToolsProtocol):
         if self._idle is not None:
             self._idle.cancel()
         self._idle = self.loop.call_later(self._limits.idle_s, self.transport.abort)
+
+
+def _end(cycle: RequestResponseCycle) -> None:
+    """Let a request end as where its client has left."""
+    cycle.disconnected = True
+    cycle.message_event.set()
 
 
 class _Unchunked:
