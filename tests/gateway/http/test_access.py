@@ -15,11 +15,15 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import SecretStr
+from starlette.types import Receive, Scope, Send
 from typer.testing import CliRunner
 
 from ares.cli.main import app
 from ares.config import ConfigError, load
 from ares.free_ports import free_ports
+from ares.gateway.http.access import ClientKeys, TooManyStreamsError, take_streams
+from ares.gateway.processes.shared_counts import SharedCounts
 from ares.protocol.keys import ControlKey
 from tests.certificates import self_signed
 from tests.gateway.fakes import FakeInstance
@@ -283,6 +287,50 @@ async def test_one_key_runs_only_so_many_sequences(fakes: list[FakeInstance], mo
             service.client.headers = httpx.Headers(bearer(key))
             assert (await service.complete(n=5)).status_code == 429
             assert (await service.complete(n=4)).status_code == 200
+
+
+async def test_a_sequence_is_counted_before_it_is_checked_so_that_another_process_sees_it() -> None:
+    class Watched(SharedCounts):
+        """Of two processes that look at the same moment."""
+
+        def seen_by_the_other(self) -> int:
+            self.process = 1
+            found = super().other_streams(0)
+            self.process = 0
+            return found
+
+        def other_streams(self, key: int) -> int:
+            seen.append(self.seen_by_the_other())
+            return super().other_streams(key)
+
+    seen: list[int] = []
+    counts = Watched(2, 1)
+    counts.process = 1
+    counts.set_streams(0, 3)
+    counts.process = 0
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        take_streams(scope, 2)
+        message = "3 sequences of this key run already, and 3 would come; at most 5"
+        with pytest.raises(TooManyStreamsError, match=message):
+            take_streams(scope, 3)
+        seen.append(counts.seen_by_the_other())  # it ends now, and keeps nobody out while it does
+
+    async def nothing(*_: object) -> Any:
+        raise AssertionError
+
+    layer = ClientKeys(
+        application,
+        [SecretStr("one")],
+        protect_metrics=False,
+        maximum_streams=5,
+        retry_after_s=lambda: 1,
+        counts=counts,
+    )
+    key = [(b"authorization", b"Bearer one")]
+    await layer({"type": "http", "method": "POST", "path": "/v1/completions", "headers": key}, nothing, nothing)
+    assert seen == [1, 2, 3, 0]
+    assert counts.seen_by_the_other() == 0
 
 
 async def test_a_prompt_may_be_limited(fakes: list[FakeInstance], model_folder: Path) -> None:

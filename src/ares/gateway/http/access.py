@@ -89,21 +89,24 @@ class _Streams:
         self._taken = 0
 
     def take(self, count: int) -> None:
-        here = self._running[self._key] - self._taken
-        others = here + self._counts.other_streams(self._key)
-        if others + count > self._maximum:
+        # Counted before it is checked: of two processes that take the last ones at the same time at least one sees the
+        # other. Both may be refused then; one that is, counts no more, so that it keeps nobody else out.
+        self._count(count)
+        running = self._running[self._key] + self._counts.other_streams(self._key)
+        if running > self._maximum:
+            self._count(0)
             wanted = f", and {count} would come" if count > 1 else ""
-            message = f"{others} sequences of this key run already{wanted}; at most {self._maximum} may at a time"
-            raise TooManyStreamsError(message)
-        self._count(here + count)
-        self._taken = count
+            already = f"{running - count} sequences of this key run already{wanted}"
+            raise TooManyStreamsError(f"{already}; at most {self._maximum} may at a time")
 
     def close(self) -> None:
-        self._count(self._running[self._key] - self._taken)
+        self._count(0)
 
-    def _count(self, running: int) -> None:
-        self._running[self._key] = running
-        self._counts.set_streams(self._key, running)
+    def _count(self, taken: int) -> None:
+        """Count the request as so many sessions from now on."""
+        self._running[self._key] += taken - self._taken
+        self._taken = taken
+        self._counts.set_streams(self._key, self._running[self._key])
 
 
 def take_streams(scope: Scope, count: int) -> None:
