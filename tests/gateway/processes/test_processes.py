@@ -4,14 +4,18 @@ import asyncio
 import contextlib
 import functools
 import os
+import shutil
 import signal
 import socket
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from ares.gateway.processes import child
 from tests.certificates import self_signed
 from tests.gateway.fakes import FakeInstance
 from tests.gateway.gateways import hold, stop_holding
@@ -136,6 +140,32 @@ async def test_a_process_that_is_stopped_delays_no_command_and_gets_it_when_it_r
         await eventually_found(all_know, 30)
         assert await gateway.command("POST", "instances/decode-0/undrain") == 200
         await eventually_found(functools.partial(both_say, gateway, False))
+
+
+@pytest.fixture
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A temporary directory of this test; pytest's own is too long for the path of a socket."""
+    with tempfile.TemporaryDirectory() as made:
+        monkeypatch.setattr(tempfile, "tempdir", made)
+        yield Path(made)
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+async def test_sockets_that_are_removed_are_there_again(
+    fakes: list[FakeInstance], model_folder: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child, "_LOOK_S", 0.2)
+    async with serving_in_processes(fakes, model_folder) as gateway:
+        (folder,) = names_in(temporary)
+        shutil.rmtree(temporary / folder)
+        assert [one["ready"] for one in await gateway.processes()] == [True, True]
+        assert {"0.sock", "1.sock"} <= names_in(temporary / folder)
+        assert await gateway.command("PUT", "preset", preset="static-rr") == 200
+        assert [(await gateway.status())["preset"] for _ in range(2)] == ["static-rr"] * 2
+    assert not names_in(temporary)
 
 
 async def test_limits_count_for_the_address(

@@ -32,6 +32,20 @@ async def test_a_process_that_is_not_there_gives_no_answer(tmp_path: Path) -> No
     await siblings.close()
 
 
+def test_the_folder_is_made_again_but_none_that_others_can_open_is_used(tmp_path: Path) -> None:
+    siblings = Siblings(tmp_path / "sockets", SharedCounts(2))
+    for _ in range(2):
+        siblings.make_folder()
+        assert siblings.folder.stat().st_mode & 0o777 == 0o700
+    siblings.folder.chmod(0o777)
+    with pytest.raises(PermissionError, match="not a folder of this user alone"):
+        siblings.make_folder()
+    siblings.folder.rmdir()
+    siblings.folder.symlink_to(tmp_path)
+    with pytest.raises(PermissionError):
+        siblings.make_folder()
+
+
 def command(path: str = "/admin/v1/preset") -> Request:
     async def receive() -> Message:
         return {"type": "http.request", "body": b"{}", "more_body": False}

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 # Between two notes that this process runs.
 _BEAT_S = 0.1
+# Between two looks at whether the socket for siblings is there.
+_LOOK_S = 5.0
 # For connections that the parent had handed out before it knew that this process takes no more.
 _LAST_CONNECTIONS_S = 0.05
 
@@ -69,22 +71,20 @@ class ChildServer(Server):
         counts = self._siblings.counts
         self._siblings.make_folder()
         kept_metrics.begin(self._siblings.folder, counts.process)
-        path = self._siblings.socket(counts.process)
-        path.unlink(missing_ok=True)  # of the process that was here before
-        loop = asyncio.get_running_loop()
-        factory = partial(_protocol, self._for_siblings, ServerState(), self.lifespan.state)
-        self._siblings_server = await loop.create_unix_server(factory, str(path))
+        await self._listen()
         # From here on siblings tell it of a new preset.
         for gateway in self._models:
             if counts.preset != gateway.controller.preset:
                 gateway.controller.use_preset(counts.preset)
         self._beat()
-        loop.add_reader(self._link, self._read_link)
+        self._listening = asyncio.create_task(self._stay_reachable())
+        asyncio.get_running_loop().add_reader(self._link, self._read_link)
         self._tell_parent(TAKES)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop serving."""
         await super().shutdown(sockets)
+        self._listening.cancel()
         self._siblings_server.close()
         self._next_beat.cancel()
 
@@ -93,6 +93,34 @@ class ChildServer(Server):
         self._tell_parent(LEAVES)
         await asyncio.sleep(_LAST_CONNECTIONS_S)
         asyncio.get_running_loop().remove_reader(self._link)
+
+    async def _listen(self) -> None:
+        """Listen for siblings, in place of the process that was here before."""
+        path = self._siblings.socket(self._siblings.counts.process)
+        path.unlink(missing_ok=True)
+        factory = partial(_protocol, self._for_siblings, ServerState(), self.lifespan.state)
+        self._siblings_server = await asyncio.get_running_loop().create_unix_server(factory, str(path))
+
+    async def _stay_reachable(self) -> None:
+        """Listen again where something that cleans the temporary directory has removed the socket."""
+        path = self._siblings.socket(self._siblings.counts.process)
+        failed = False
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            if path.exists() or self.should_exit:
+                continue
+            before = self._siblings_server
+            try:
+                self._siblings.make_folder()
+                await self._listen()
+            except OSError as error:
+                if not failed:
+                    logger.error("%s is gone: the other processes cannot ask this one: %s", path, error)
+                failed = True
+                continue
+            before.close()
+            failed = False
+            logger.warning("%s was removed, and is there again: keep it out of what is cleaned", path)
 
     def _beat(self) -> None:
         """Note again and again that this process runs: also while it shuts down, when it may still have streams."""

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import stat
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -97,8 +98,17 @@ class Siblings:
             raise AddressError(f"the path of {self.folder} is too long for Unix sockets: set TMPDIR to a shorter one")
 
     def make_folder(self) -> None:
-        """Make the folder where something that cleans the temporary directory has removed it."""
+        """Make the folder where something that cleans the temporary directory has removed it.
+
+        Raises
+        ------
+        OSError
+            It cannot be made; or it is there and others can open it: somebody else may have made it meanwhile.
+        """
         self.folder.mkdir(mode=0o700, exist_ok=True)
+        found = self.folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+            raise PermissionError(f"{self.folder} is not a folder of this user alone")
 
     def socket(self, process: int) -> Path:
         """Return where a process listens for its siblings."""
