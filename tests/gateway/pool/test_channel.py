@@ -12,8 +12,8 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from ares.gateway.pool import channel as channel_module
 from ares.gateway.pool.channel import ControlSocket
+from ares.protocol import rpc
 from tests.waiting import eventually
 
 COUNT = 100
@@ -179,7 +179,7 @@ def test_a_gateway_that_has_not_read_for_long_reads_on() -> None:
 async def test_one_that_has_long_had_more_to_read_than_it_reads_does_not_keep_up(
     ends: tuple[zmq.asyncio.Socket, ControlSocket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(channel_module, "_BEHIND_S", 0.1)
+    monkeypatch.setattr(rpc, "SUBSCRIPTION_TTL_S", 0.1)
     sending, channel = ends
     assert channel.keeps_up
     for number in range(COUNT):

@@ -157,7 +157,7 @@ def names_in(folder: Path) -> set[str]:
 async def test_sockets_that_are_removed_are_there_again(
     fakes: list[FakeInstance], model_folder: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(child, "_LOOK_S", 0.2)
+    monkeypatch.setattr(child, "SOCKET_CHECK_S", 0.2)
     async with serving_in_processes(fakes, model_folder) as gateway:
         (folder,) = names_in(temporary)
         shutil.rmtree(temporary / folder)

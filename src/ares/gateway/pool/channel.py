@@ -20,9 +20,6 @@ _IN_A_ROW = 16
 _LARGE_BYTES = 64 << 10
 # While so many wait for their reader, no more are received.
 _MOST_WAITING = 64
-# libzmq's own queue has no limit here (`rpc.keep_alive`): a gateway that has not emptied it for so long does not renew
-# its subscription, and the instance sends no more.
-_BEHIND_S = rpc.SUBSCRIPTION_TTL_S
 _NOBLOCK = int(zmq.NOBLOCK)
 _GIVE_KEY = f"(--control-key-file or {CONTROL_KEY_VARIABLE}, the same for all)"
 
@@ -103,8 +100,12 @@ class ControlSocket:
 
     @property
     def keeps_up(self) -> bool:
-        """Whether all that had come has been received lately."""
-        return self._behind_since is None or self._loop.time() - self._behind_since < _BEHIND_S
+        """Whether all that had come has been received lately.
+
+        libzmq's own queue has no limit here (`rpc.keep_alive`): a gateway that has not emptied it for as long as a
+        subscription lasts must not renew its own, so that the instance sends no more.
+        """
+        return self._behind_since is None or self._loop.time() - self._behind_since < rpc.SUBSCRIPTION_TTL_S
 
     async def next(self, timeout_s: float) -> bytes | None:
         """Return the next message; None where none came in so many seconds."""

@@ -21,10 +21,10 @@ from ares.gateway.processes.siblings import Siblings
 
 logger = logging.getLogger(__name__)
 
+# Between two looks at whether the socket for siblings is there.
+SOCKET_CHECK_S = 5.0
 # Between two notes that this process runs.
 _BEAT_S = 0.1
-# Between two looks at whether the socket for siblings is there.
-_LOOK_S = 5.0
 # For connections that the parent had handed out before it knew that this process takes no more.
 _LAST_CONNECTIONS_S = 0.05
 
@@ -106,7 +106,7 @@ class ChildServer(Server):
         path = self._siblings.socket(self._siblings.counts.process)
         failed = False
         while True:
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(SOCKET_CHECK_S)
             if path.exists() or self.should_exit:
                 continue
             before = self._siblings_server
