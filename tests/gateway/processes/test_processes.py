@@ -118,6 +118,7 @@ async def test_a_process_that_is_stopped_delays_no_command_and_gets_it_when_it_r
         stopped = psutil.Process((await gateway.processes())[0]["pid"])
         stopped.suspend()
         try:
+            await asyncio.sleep(2.5)  # until then it gets connections
             loop = asyncio.get_running_loop()
             began = loop.time()
             assert await gateway.command("PUT", "preset", preset="static-rr") == 200
