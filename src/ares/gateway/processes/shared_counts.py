@@ -206,23 +206,33 @@ class SharedCounts:
                 places.pop(url, None)
         for url, counts in placed.items():
             if (place := self._own_place(url)) is not None:
-                self._placed[self.process, place] = hash(url), *counts
+                self._placed[self.process, place, 1:] = counts
 
     def add_placed(self, url: str, tokens: int, growth: int) -> None:
         """Count one more request of this process on an instance."""
         if (place := self._own_place(url)) is not None:
-            _, before, growth_before = self._placed[self.process, place].tolist()
-            self._placed[self.process, place] = hash(url), before + tokens, growth_before + growth
+            self._placed[self.process, place, 1:] += np.array((tokens, growth))
 
     def placed_by_others(self, url: str) -> Iterator[Placed]:
         """Return what each of the other processes has placed on an instance."""
-        for process in self.others:
-            tokens, growth = self._placed_by(process, url)
+        # The same in all processes, since they are forked.
+        wanted = hash(url)
+        for process, places in enumerate(self._places):
+            if process == self.process:
+                continue
+            place = places.get(url)
+            found, tokens, growth = (0, 0, 0) if place is None else self._placed[process, place].tolist()
+            if found != wanted:
+                # It has come to that process lately, or is elsewhere in the row of the one started in its place.
+                if (place := self._find(process, wanted)) is None:
+                    continue
+                places[url] = place
+                _, tokens, growth = self._placed[process, place].tolist()
             if tokens or growth:
                 yield Placed(self.gateway_of(process), tokens, growth)
 
     def _own_place(self, url: str) -> int | None:
-        """Return where an instance is in the row of this process, or may be; None where the row is full."""
+        """Return where an instance is in the row of this process, which may be full."""
         place = self._places[self.process].get(url)
         if place is None:
             place = self._find(self.process, 0)
@@ -232,25 +242,9 @@ class SharedCounts:
                     text = "more than %d instances: what is placed on further ones the other processes do not know"
                     logger.warning(text, _MOST_INSTANCES)
                 return None
+            self._placed[self.process, place, 0] = hash(url)
             self._places[self.process][url] = place
         return place
-
-    def _placed_by(self, process: int, url: str) -> tuple[int, int]:
-        """Return the tokens and the growth that another process has placed on an instance."""
-        # The same in all processes, since they are forked.
-        wanted = hash(url)
-        place = self._places[process].get(url)
-        if place is not None:
-            found, tokens, growth = self._placed[process, place].tolist()
-            if found == wanted:
-                return tokens, growth
-        # It has come to that process since the last look, or is elsewhere in the row of the one started in its place.
-        place = self._find(process, wanted)
-        if place is None:
-            return 0, 0
-        self._places[process][url] = place
-        _, tokens, growth = self._placed[process, place].tolist()
-        return tokens, growth
 
     def _find(self, process: int, wanted: int) -> int | None:
         """Return the first place with this hash in the row of a process."""
