@@ -18,7 +18,7 @@ from ares.bench.environment import describe, write
 from ares.bench.options import JsonFile
 from ares.gateway.control import lengths
 from ares.gateway.openai.sampling import Sampling
-from ares.gateway.session.traits import traits_of
+from ares.gateway.session.length_features import length_features
 from ares.policy import length_curves, residual_life
 from ares.policy.length_cells import LengthCells, request_keys
 from ares.predictor import dataset, metrics
@@ -93,7 +93,7 @@ def of_data(labelled: str, seed: int) -> list[Output]:
             was_cut=cut.get(number, False),
             limit=pairs.source.limit,
             # The keys of the prompt's beginnings alone, without those of its length.
-            templates=_templates(traits_of(prompt.tolist(), sampling).keys),
+            templates=_templates(length_features(prompt.tolist(), sampling).keys),
             label=zlib.crc32(label.encode()),
             drawn=int(random.integers(_LABELS)),
         )

@@ -83,7 +83,7 @@ def test_what_else_they_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_decides_kv_or_tokens_is_reported() -> None:
-    """gateway/pool/likeness.py compares it; a watermark's key must not be shown."""
+    """gateway/pool/compatibility.py compares it; a watermark's key must not be shown."""
     changed = config(
         skipped=["2", "0"],
         disable_sliding_window=True,

@@ -9,14 +9,14 @@ def test_a_request_is_expected_until_it_comes_or_is_given_up() -> None:
     expected.add("first", 1.0, 100.0)
     expected.add("second", 2.0, 100.0)
     assert expected.until(100.5) == 102.0
-    expected.came("second")
+    expected.arrived("second")
     assert expected.until(100.5) == 101.0
     assert expected.until(101.5) == 101.5
 
 
 def test_one_that_was_not_announced_may_come() -> None:
     expected = ExpectedRequests()
-    expected.came("stranger")
+    expected.arrived("stranger")
     assert expected.until(1.0) == 1.0
 
 

@@ -12,7 +12,7 @@ from ares.engine.refused_settings import REFUSED, RefusedSettingError
 
 # The reasons for which flags of the engine are passed on to it.
 PASSED_ON: dict[str, tuple[str, ...]] = {
-    "the model, its files and how they are loaded; instances that differ are told apart (gateway/pool/likeness.py)": (
+    "the model, its files and how they are loaded; gateways compare them (gateway/pool/compatibility.py)": (
         *("allow-deprecated-quantization", "config-format", "download-dir", "dtype", "hf-config-path", "hf-overrides"),
         *("hf-token", "ignore-patterns", "language-model-only", "load-format", "max-parallel-loading-workers"),
         *("model-class-overrides", "model-impl", "model-loader-extra-config", "pt-load-map-location", "quantization"),

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ares.gateway.control.lengths import LengthHistory
-from ares.gateway.session.traits import Traits
+from ares.gateway.session.length_features import LengthFeatures
 from ares.policy import preset
 from ares.policy.admission.state import WAITING
 from ares.policy.length_cells import request_keys
@@ -110,18 +110,18 @@ def test_length_curves_are_the_gateways() -> None:
     state, history, got = simulation.build(), LengthHistory(), np.empty(3)
     for length in simulation.ended_before:
         history.add(length)
-    traits = [
-        Traits(request_keys(int(tokens), [int(one) for one in row if one != NO_TEMPLATE]))
+    features = [
+        LengthFeatures(request_keys(int(tokens), [int(one) for one in row if one != NO_TEMPLATE]))
         for tokens, row in zip(prompts, templates, strict=True)
     ]
     for request in range(count - 20):
         record_finish(state, request, float(request))
-        history.add(int(outputs[request]), traits[request])
+        history.add(int(outputs[request]), features[request])
         if request % 40 == 0:
             for asked in range(count - 20, count):
                 for generated in (0, 30, 500):
                     predict(state, asked, generated, got)
-                    expected = history.remaining(generated, traits[asked])
+                    expected = history.remaining(generated, features[asked])
                     assert got.tolist() == [min(max(q, 1.0), 10_000 - generated) for q in expected]
     short, long = (next(n for n in range(count - 20, count) if (template[n] == 0) == is_short) for is_short in (1, 0))
     predict(state, short, 0, got)

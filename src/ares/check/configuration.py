@@ -7,8 +7,8 @@ from ares.check.instances import Found
 from ares.check.rows import Outcome, Row, listed
 from ares.engine import vllm_version
 from ares.gateway.openai.requests import unmovable_parameters
-from ares.gateway.pool import likeness
-from ares.gateway.pool.likeness import Decides
+from ares.gateway.pool import compatibility
+from ares.gateway.pool.compatibility import Decides
 from ares.protocol.fields import CARRIES_STRUCTURED_OUTPUTS_AFTER_REASONING
 
 GROUP = "configuration"
@@ -41,7 +41,7 @@ def _reported(name: str) -> Callable[[Found], str]:
     return lambda found: found.hello.configuration.get(name, "")
 
 
-def _compared(setting: likeness.Setting) -> _Setting:
+def _compared(setting: compatibility.Setting) -> _Setting:
     """Return a setting that gateways compare instances by."""
     seeds = setting.decides is Decides.DRAWS
     advice = f"{_RESTART} ({setting.flag})" + ("; until then requests with a seed do not move" if seeds else "")
@@ -61,7 +61,7 @@ _SETTINGS = (
     _Setting("NIXL", _version("nixl"), Outcome.FAIL, "install one NIXL everywhere: its handshake compares versions"),
     _Setting("torch", _version("torch"), Outcome.WARN, "install one torch everywhere: kernels may differ in tokens"),
     _Setting("ARES", _version("ares"), Outcome.WARN, "update them one after the other (docs/operations.md)"),
-    *map(_compared, likeness.SETTINGS),
+    *map(_compared, compatibility.SETTINGS),
     _Setting(
         "model folder",
         _reported("model_folder"),

@@ -1,7 +1,7 @@
 """What an engine runs with, as it reports it (`messages.Hello`): versions and the settings of vLLM.
 
 Gateways compare it: no request moves between instances that differ in what decides KV or tokens
-(gateway/pool/likeness.py).
+(gateway/pool/compatibility.py).
 """
 
 import hashlib

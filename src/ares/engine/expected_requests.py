@@ -14,11 +14,11 @@ class ExpectedRequests:
     def add(self, key: str, within_s: float, now: float) -> None:
         """Expect request `key` for `within_s`, at most `LONGEST_S`; where there are `MOST` others, not at all."""
         for other in [other for other, until in list(self._until.items()) if until <= now]:
-            self.came(other)
+            self.arrived(other)
         if len(self._until) < MOST:
             self._until[key] = now + min(within_s, LONGEST_S)
 
-    def came(self, key: str) -> None:
+    def arrived(self, key: str) -> None:
         """Note that request `key` is here."""
         self._until.pop(key, None)
 

@@ -39,12 +39,12 @@ from ares.gateway.records.pool_metrics import PoolCollector, PrefixCache
 from ares.gateway.records.recording import Recorder
 from ares.gateway.records.window import Recent
 from ares.gateway.session import precopy
-from ares.gateway.session.fitness import unfit
+from ares.gateway.session.eligibility import why_ineligible
 from ares.gateway.session.handover import MigrationRecord
+from ares.gateway.session.length_features import length_features
 from ares.gateway.session.objectives import ORDINARY, Objective
 from ares.gateway.session.output import Emit
 from ares.gateway.session.session import Session
-from ares.gateway.session.traits import traits_of
 from ares.gateway.shutdown import Shutdown
 from ares.gateway.tracing.calls import describe_move
 from ares.gateway.tracing.settings import make_tracer
@@ -400,7 +400,7 @@ class Gateway:
             gateway=self.name,
             maximum_attempts=self.config.maximum_attempts,
             tuning=self.tuning,
-            traits=traits_of(prompt, sampling) if self.tuning.length_curves else None,
+            length_features=length_features(prompt, sampling) if self.tuning.length_curves else None,
             span=span,
         )
         self.sessions[session_id] = session
@@ -444,7 +444,7 @@ class Gateway:
         ------
         TargetError
             The session runs there already; or it serves another model, does not decode, takes no work, has too few free
-            KV blocks, or cannot continue the request (fitness.py).
+            KV blocks, or cannot continue the request (eligibility.py).
         """
         if not self.pool.watches(target):
             raise TargetError(f"{target.name} does not serve {self.names[0]}: requests do not move between models", 409)
@@ -456,7 +456,7 @@ class Gateway:
         if not target.open or target.state.hello is None:
             raise TargetError(f"{target.name} is not taking requests", 503)
         kv = session.instance.state.settings if session.instance is not None else None
-        if (why := unfit(session.placement, target.state, kv)) is not None:
+        if (why := why_ineligible(session.placement, target.state, kv)) is not None:
             raise TargetError(f"{target.name} {why}", 409)
         blocks = target.state.layout.blocks
         # One block of each group more than the tokens need: the next one is written at once.

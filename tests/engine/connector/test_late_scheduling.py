@@ -40,7 +40,7 @@ class Engine:
 
     def _handle_client_request(self, request: str) -> None:
         self.taken.append((round(self.now, 6), request))
-        self.expected.came(request)
+        self.expected.arrived(request)
 
     def step(self, seconds: float = STEP_S) -> float:
         """Let the engine take requests as it does after each step, until the next ends; return how long it waited."""

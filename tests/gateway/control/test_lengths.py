@@ -8,7 +8,7 @@ import pytest
 
 from ares.gateway.control.lengths import LengthHistory
 from ares.gateway.openai.sampling import Sampling
-from ares.gateway.session.traits import Traits, traits_of
+from ares.gateway.session.length_features import LengthFeatures, length_features
 
 
 def test_quantiles_of_what_followed() -> None:
@@ -39,8 +39,8 @@ def test_who_has_outlasted_all_is_expected_to_go_on_as_long_again() -> None:
     assert LengthHistory().remaining(0)[1] == pytest.approx(256 * np.log(2))
 
 
-def of(prompt: list[int], adapter: str | None = None, salt: str | None = None) -> Traits:
-    return traits_of(prompt, Sampling({}, 100, adapter=adapter, cache_salt=salt))
+def of(prompt: list[int], adapter: str | None = None, salt: str | None = None) -> LengthFeatures:
+    return length_features(prompt, Sampling({}, 100, adapter=adapter, cache_salt=salt))
 
 
 def test_without_anything_known_all_outputs_count_as_before() -> None:
@@ -85,16 +85,16 @@ def test_while_many_requests_run_for_each_that_has_ended_all_are_taken_alike() -
 
 
 def test_an_estimate_changes_with_every_output() -> None:
-    history, traits = LengthHistory(), of([1] * 40)
-    before = history.remaining(0, traits)
+    history, features = LengthHistory(), of([1] * 40)
+    before = history.remaining(0, features)
     for _ in range(20):
         history.add(3000, of([1] * 40))
-    after = history.remaining(0, traits)
+    after = history.remaining(0, features)
     assert before[1] < 300
     assert after[1] > 2500
     for _ in range(100):
         history.add(20, of([1] * 40))
-    assert history.remaining(0, traits)[1] < 100
+    assert history.remaining(0, features)[1] < 100
 
 
 def test_what_was_cut_counts_as_longer() -> None:

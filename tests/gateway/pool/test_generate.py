@@ -149,7 +149,7 @@ async def test_a_request_that_is_given_up_is_not_sent_on(reply: bytes) -> None:
         for task in asking:
             task.cancel()
         await asyncio.gather(*asking, return_exceptions=True)
-        await eventually(lambda: not client.early_streams, 60)
+        await eventually(lambda: not client.step_streams, 60)
         given_up.set()
         await eventually(lambda: len(received) == 3, 60)
         assert max(received) < 10 * len(body["token_ids"])
@@ -256,7 +256,7 @@ async def test_a_reply_leaves_nothing_to_garbage_collection(step_tokens: bool, m
     try:
         async with answering(200, len(body), body) as client:
             stream = await client.stream(BODY, step_tokens=step_tokens)
-            client.early(StepTokens([NewTokens("request", 0, [7])]))
+            client.receive_step(StepTokens([NewTokens("request", 0, [7])]))
             assert [[delta.token_ids for delta in batch] async for batch in stream.batches()] == [[[7]]]
             assert list(alive[0]) == [stream]
             stream.close()

@@ -26,7 +26,7 @@ def test_each_token_comes_once_and_in_order(seed: int) -> None:
         while late and generator.random() < 0.7:
             message = late.pop(generator.choice([0, 0, 0, -1]))
             for _ in range(generator.choice([0, 1, 1, 1, 2])):
-                merged.early(*message)
+                merged.receive_step_tokens(*message)
         if generator.random() < 0.2:
             until = generator.randint(streamed, generated)
             merged.streamed(OUTPUT[streamed:until])
@@ -41,17 +41,17 @@ def test_each_token_comes_once_and_in_order(seed: int) -> None:
 
 def test_early_tokens_keep_their_steps_and_others_come_one_by_one() -> None:
     merged = MergedTokens()
-    merged.early(0, [5, 6])
-    merged.early(2, [7])
+    merged.receive_step_tokens(0, [5, 6])
+    merged.receive_step_tokens(2, [7])
     merged.streamed([5, 6, 7, 8, 9])
     assert merged.take() == [[5, 6], [7], [8], [9]]
 
 
 def test_behind_a_gap_tokens_wait_for_the_stream_which_closes_it() -> None:
     merged = MergedTokens()
-    merged.early(0, [5])
-    merged.early(2, [7])  # that of 6 is lost
-    merged.early(3, [8])
+    merged.receive_step_tokens(0, [5])
+    merged.receive_step_tokens(2, [7])  # that of 6 is lost
+    merged.receive_step_tokens(3, [8])
     assert merged.take() == [[5]]
     assert not merged.waiting
     merged.streamed([5, 6])
@@ -61,14 +61,14 @@ def test_behind_a_gap_tokens_wait_for_the_stream_which_closes_it() -> None:
 def test_an_early_message_that_overlaps_gives_only_what_is_new() -> None:
     merged = MergedTokens()
     merged.streamed([5, 6])
-    merged.early(1, [6, 7])
-    merged.early(0, [5, 6, 7])
+    merged.receive_step_tokens(1, [6, 7])
+    merged.receive_step_tokens(0, [5, 6, 7])
     assert flat(merged.take()) == [5, 6, 7]
 
 
 def test_other_tokens_than_those_given_are_an_error() -> None:
     merged = MergedTokens()
-    merged.early(0, [5, 6])
+    merged.receive_step_tokens(0, [5, 6])
     with pytest.raises(DifferentTokensError):
         merged.streamed([5, 7])
 
@@ -77,7 +77,9 @@ def test_other_tokens_than_those_given_are_an_error() -> None:
 def test_large_steps_that_nobody_takes_are_bounded(begin: int) -> None:
     merged, step = MergedTokens(), 1000
     for number in range(100):
-        merged.early(begin + number * step, list(range(begin + number * step, begin + (number + 1) * step)))
+        merged.receive_step_tokens(
+            begin + number * step, list(range(begin + number * step, begin + (number + 1) * step))
+        )
     merged.streamed([])
     early = flat(merged.take())
     assert len(early) <= 1024
@@ -88,15 +90,15 @@ def test_large_steps_that_nobody_takes_are_bounded(begin: int) -> None:
 def test_empty_steps_take_no_room_behind_a_gap() -> None:
     merged = MergedTokens()
     for position in range(1, 2000):
-        merged.early(position, [])
-    merged.early(2, [7])
+        merged.receive_step_tokens(position, [])
+    merged.receive_step_tokens(2, [7])
     merged.streamed([5, 6])
     assert flat(merged.take()) == [5, 6, 7]
 
 
 def test_a_reply_that_ends_before_what_has_come_early_is_an_error() -> None:
     merged = MergedTokens()
-    merged.early(0, [5, 6])
+    merged.receive_step_tokens(0, [5, 6])
     merged.streamed([5])
     with pytest.raises(DifferentTokensError):
         merged.end()
@@ -107,7 +109,7 @@ def test_a_reply_that_ends_before_what_has_come_early_is_an_error() -> None:
 def test_what_nobody_takes_is_bounded() -> None:
     merged = MergedTokens()
     for position in range(100_000):
-        merged.early(position, [position])
+        merged.receive_step_tokens(position, [position])
     assert len(flat(merged.take())) < 2000
     merged.streamed(list(range(100_000)))
     assert flat(merged.take())[-1] == 99_999

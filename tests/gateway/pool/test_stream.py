@@ -210,16 +210,16 @@ async def test_tokens_of_the_step_channel_come_before_their_events_and_once() ->
 
     assert await stream.batch() == [Delta(token_ids=[5])]
     task = await waiting(stream, take)
-    stream.early(0, [5])
-    stream.early(1, [6])
-    stream.early(2, [7])
+    stream.receive_step_tokens(0, [5])
+    stream.receive_step_tokens(1, [6])
+    stream.receive_step_tokens(2, [7])
     assert taken == []
     stream.wake()
     assert taken == [6, 7]
     feed(stream, event(6, 7, 8))
     assert taken == [6, 7, 8]
-    stream.early(3, [8])
-    stream.early(4, [9])
+    stream.receive_step_tokens(3, [8])
+    stream.receive_step_tokens(4, [9])
     stream.wake()
     feed(stream, event(9, more=ENDED))
     assert await task == [Delta(token_ids=[], finish_reason="length", stop_reason="migrated")]
@@ -228,7 +228,7 @@ async def test_tokens_of_the_step_channel_come_before_their_events_and_once() ->
 
 async def test_tokens_that_come_early_are_there_when_the_stream_breaks() -> None:
     stream = early(event(5))
-    stream.early(1, [6])
+    stream.receive_step_tokens(1, [6])
     lose(stream)
     assert await stream.batch() == [Delta(token_ids=[5]), Delta(token_ids=[6])]
     with pytest.raises(EngineLostError):
@@ -237,7 +237,7 @@ async def test_tokens_that_come_early_are_there_when_the_stream_breaks() -> None
 
 async def test_tokens_that_come_before_the_first_event_are_read_first() -> None:
     stream = early()
-    stream.early(0, [5])
+    stream.receive_step_tokens(0, [5])
     assert await stream.batch() == [Delta(token_ids=[5])]
     feed(stream, event(5, 6, more=ENDED))
     assert await stream.batch() == [Delta(token_ids=[6], finish_reason="length", stop_reason="migrated")]
@@ -245,7 +245,7 @@ async def test_tokens_that_come_before_the_first_event_are_read_first() -> None:
 
 async def test_channels_that_disagree_end_the_stream() -> None:
     stream = early()
-    stream.early(0, [5])
+    stream.receive_step_tokens(0, [5])
     assert await stream.batch() == [Delta(token_ids=[5])]
     feed(stream, event(4))
     with pytest.raises(DifferentTokensError):
@@ -256,7 +256,7 @@ async def test_channels_that_disagree_end_the_stream() -> None:
 async def test_a_reply_that_ends_before_what_came_early(finish: str) -> None:
     """The client has tokens that are not the output's; where the instance gave up, they are: it resumes behind them."""
     stream = early(event(5))
-    stream.early(1, [6, 7])
+    stream.receive_step_tokens(1, [6, 7])
     assert len(await stream.batch()) == 2
     feed(stream, event(6, more=f'"finish_reason":"{finish}"'))
     if finish == "abort":

@@ -115,11 +115,11 @@ async def test_streams_that_have_ended_are_forgotten(cluster: FakeCluster, start
     engine = cluster.instance("decode-0").engine
     await runs[1].reached(10)
     await runs[2].reached(10)
-    assert engine.early_streams >= 2
+    assert engine.step_streams >= 2
     await runs[0].finish()
     await runs[1].leave()
     assert (await runs[2].move("decode-1")).outcome == "moved"
-    await eventually(lambda: engine.early_streams == 0)
+    await eventually(lambda: engine.step_streams == 0)
     await runs[2].leave()
     await cluster.quiet()
 

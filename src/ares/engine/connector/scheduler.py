@@ -184,7 +184,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         self._tracked[request.request_id] = tracked
         if tracked.key is not None:
             self._by_key[tracked.key] = tracked
-            self._channel.expected.came(tracked.key)
+            self._channel.expected.arrived(tracked.key)
             if request.kv_transfer_params.get(fields.STEP_TOKENS) is True:
                 self._sends_tokens[request.request_id] = tracked
 

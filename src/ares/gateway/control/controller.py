@@ -36,7 +36,7 @@ from ares.gateway.pool.pool import Pool
 from ares.gateway.processes.shared_counts import SharedCounts
 from ares.gateway.records.decision_log import DecisionLog
 from ares.gateway.records.metrics import Metrics
-from ares.gateway.session.fitness import unfit
+from ares.gateway.session.eligibility import why_ineligible
 from ares.gateway.session.handover import NotMovableError
 from ares.gateway.session.phase import Phase
 from ares.gateway.session.placement import Placement
@@ -324,7 +324,9 @@ class Controller:
         """Return the names of the instances that cannot continue this session, with its KV where that is kept."""
         kept_by = session.instance
         kv = kept_by.state.settings if kept_by is not None else session.placement.pinned_kv.settings
-        return {i.name for i in self._pool.decode_instances if unfit(session.placement, i.state, kv) is not None}
+        return {
+            i.name for i in self._pool.decode_instances if why_ineligible(session.placement, i.state, kv) is not None
+        }
 
     async def _dispatch(self, session: Session, exclude: set[str]) -> Instance | None:
         """Return the instance that dispatch chooses; where dispatch fails, the one with the fewest sessions (I7)."""
@@ -396,7 +398,7 @@ class Controller:
             self.prefills.note_sent(session.placement, session.instance)
         self.snapshots.lengths.running = len(self._sessions)
         if tokens:
-            self.snapshots.lengths.add(tokens, session.traits, was_cut=session.output.at_limit or not complete)
+            self.snapshots.lengths.add(tokens, session.length_features, was_cut=session.output.at_limit or not complete)
         if complete:
             self._ended.append(tokens)
 

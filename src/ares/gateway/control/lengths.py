@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ares.gateway.session.traits import Traits
+from ares.gateway.session.length_features import LengthFeatures
 from ares.policy import length_curves, residual_life
 from ares.policy.compiling import compiled
 from ares.policy.length_cells import LengthCells
@@ -52,7 +52,7 @@ class LengthHistory:
         self._sorted = np.zeros(residual_life.REMEMBERED, np.int64)
         self._quantiles = np.empty(len(REMAINING_LEVELS))
         self.running = 0
-        self._nothing_known = Traits()
+        self._nothing_known = LengthFeatures()
         self._outputs = self._ended = 0
         self._cells = LengthCells()
         self._curves: dict[tuple[int, ...], _Curve] = {}
@@ -69,12 +69,12 @@ class LengthHistory:
         self._expect, self._expect_by_curve = code.expect, code.expect_by_curve
         self._cells.insert = code.add
 
-    def add(self, tokens: int, traits: Traits | None = None, was_cut: bool = False) -> None:
+    def add(self, tokens: int, features: LengthFeatures | None = None, was_cut: bool = False) -> None:
         """Add the length of an output.
 
         Parameters
         ----------
-        traits
+        features
             What is known of its request; None: nothing.
         was_cut
             Whether it would have become longer: it reached its limit, or its client left.
@@ -83,42 +83,42 @@ class LengthHistory:
             self._remember(self._recent, self._sorted, self._ended, tokens)
             self._ended += 1
         self._outputs += 1
-        self._cells.add(traits.keys if traits is not None else (), tokens, was_cut)
+        self._cells.add(features.keys if features is not None else (), tokens, was_cut)
         self._version = self._cells.version
 
-    def remaining(self, generated: int, traits: Traits | None = None) -> tuple[float, float, float]:
+    def remaining(self, generated: int, features: LengthFeatures | None = None) -> tuple[float, float, float]:
         """Return quantiles of the tokens that follow `generated` ones, at `messages.REMAINING_LEVELS`."""
         quantiles = self._quantiles
-        self.expect(generated, traits, REMAINING_LEVELS, quantiles)
+        self.expect(generated, features, REMAINING_LEVELS, quantiles)
         low, middle, high = quantiles.tolist()
         return low, middle, high
 
     def expect(
-        self, generated: int, traits: Traits | None, levels: tuple[float, ...], quantiles: residual_life.F8
+        self, generated: int, features: LengthFeatures | None, levels: tuple[float, ...], quantiles: residual_life.F8
     ) -> None:
         """Write quantiles of the tokens that follow `generated` ones, at Q `levels`; shape (Q,)."""
-        if traits is None:
-            traits = self._nothing_known
-        if not traits.keys and self._ended == self._outputs:
+        if features is None:
+            features = self._nothing_known
+        if not features.keys and self._ended == self._outputs:
             self._expect(self._sorted, self._ended, generated, levels, quantiles)
         else:
-            curve = traits.curve if traits.cells_version == self._version else self._find(traits)
+            curve = features.curve if features.cells_version == self._version else self._find(features)
             if curve.outputs != self._outputs:
                 settled = self._outputs >= ENDED_TO_RUNNING * self.running
                 self._compose(self._cells.lengths, curve.cells if settled else curve.cells[:1], curve.longer)
                 curve.outputs = self._outputs
             self._expect_by_curve(curve.longer, generated, levels, quantiles)
 
-    def _find(self, traits: Traits) -> _Curve:
+    def _find(self, features: LengthFeatures) -> _Curve:
         """Return the curve of a request's cells, one for all requests of the same cells."""
         if self._curves_version != self._version or len(self._curves) >= _CURVES:
             self._curves.clear()
             self._curves_version = self._version
-        cells = tuple(self._cells.find(traits.keys))
+        cells = tuple(self._cells.find(features.keys))
         curve = self._curves.get(cells)
         if curve is None:
             curve = self._curves[cells] = _Curve(np.array(cells, np.int64), np.empty(len(length_curves.LAST)))
-        traits.curve, traits.cells_version = curve, self._version
+        features.curve, features.cells_version = curve, self._version
         return curve
 
 

@@ -12,7 +12,7 @@ from ares.gateway.control.snapshot import accepting
 from ares.gateway.pool.instance import Instance
 from ares.gateway.pool.pool import Pool
 from ares.gateway.records.metrics import Metrics
-from ares.gateway.session.fitness import unfit
+from ares.gateway.session.eligibility import why_ineligible
 from ares.gateway.session.placement import Placement, Resumption
 from ares.gateway.session.session import Session
 
@@ -73,7 +73,7 @@ class PrefillCandidates:
             return None
         computing: list[Instance] = []
         if self._sees_prefixes and to_decode:
-            able = (i for i in decoding if i.takes("decode") and unfit(placement, i.state, None) is None)
+            able = (i for i in decoding if i.takes("decode") and why_ineligible(placement, i.state, None) is None)
             computing = [i for i in able if self._choice.has_room(i, placement.tokens)]
         try:
             chosen, decodes = self._choice.choose(placement, candidates, computing)
@@ -134,7 +134,7 @@ class PrefillCandidates:
             if i.takes("prefill")
             and i.state.serves(placement.sampling.adapter)
             and i.state.fits(placement.tokens + 1)
-            and any(unfit(placement, each.state, i.state.settings) is None for each in decoding)
+            and any(why_ineligible(placement, each.state, i.state.settings) is None for each in decoding)
         ]
 
     def _computes_rest(self, placement: Placement, candidates: list[Instance], destination: Instance) -> bool:

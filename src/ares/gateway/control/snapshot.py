@@ -258,7 +258,7 @@ class SnapshotBuilder:
                 low, middle, high = (min(max(q - since, 1.0), limit) for q in predicted)
                 return low, middle, high
             self._metrics.implausible.inc()
-        low, middle, high = self.lengths.remaining(len(session.emitted), session.traits)
+        low, middle, high = self.lengths.remaining(len(session.emitted), session.length_features)
         # Written out: a generator would take as long as the estimate.
         return min(max(low, 1.0), limit), min(max(middle, 1.0), limit), min(max(high, 1.0), limit)
 

@@ -23,7 +23,7 @@ from ares.gateway.pool.instance import Instance
 from ares.gateway.pool.pool import Pool
 from ares.gateway.records.metrics import Metrics
 from ares.gateway.session import precopy
-from ares.gateway.session.fitness import unfit
+from ares.gateway.session.eligibility import why_ineligible
 from ares.gateway.session.handover import HandoverError
 from ares.gateway.session.session import Session
 from ares.gateway.tuning import Tuning
@@ -183,7 +183,7 @@ class WarmCopies:
         source, hello = session.instance, target.state.hello
         if source is None or source is target or session.unmovable_now() is not None or not target.takes("decode"):
             return 0.0
-        if hello is None or unfit(session.placement, target.state, source.state.settings) is not None:
+        if hello is None or why_ineligible(session.placement, target.state, source.state.settings) is not None:
             return 0.0
         copied = await precopy.copy_blocks(session, source, target, self._tuning.copy_s, background=True)
         if not copied.tokens:  # it has ended, or moves

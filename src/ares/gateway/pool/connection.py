@@ -37,11 +37,11 @@ class Reply(ABC):
         self.connection: Connection | None = None
 
     @abstractmethod
-    def status_came(self, status: int) -> None:
+    def status_received(self, status: int) -> None:
         """Take the status."""
 
     @abstractmethod
-    def body_came(self, data: bytes) -> None:
+    def body_received(self, data: bytes) -> None:
         """Take a piece of the body."""
 
     @abstractmethod
@@ -158,12 +158,12 @@ class Connection(asyncio.Protocol):
         """Give the status; a reply that only announces another has none."""
         status = self._parser.get_status_code()
         if self._reply is not None and status >= 200:
-            self._reply.status_came(status)
+            self._reply.status_received(status)
 
     def on_body(self, body: bytes) -> None:
         """Give a piece of the body."""
         if self._reply is not None:
-            self._reply.body_came(body)
+            self._reply.body_received(body)
 
     def on_message_complete(self) -> None:
         """End the reply; keep the connection where the server does."""

@@ -64,7 +64,7 @@ class EngineClient:
         self._head = "\r\n".join(lines).encode()
         self._connections = Connections(self._host, self._port, self._tls, tuning)
         # Those that the step channel brings tokens for, by the key of their request.
-        self._early: dict[str, Stream] = {}
+        self._step_streams: dict[str, Stream] = {}
         # Those whose readers are to be woken.
         self._to_wake: dict[Stream, None] = {}
 
@@ -74,17 +74,18 @@ class EngineClient:
         return self._tls is not None
 
     @property
-    def early_streams(self) -> int:
+    def step_streams(self) -> int:
         """How many streams the step channel brings tokens for."""
-        return len(self._early)
+        return len(self._step_streams)
 
     async def stream(
         self, body: dict[str, Any], headers: Mapping[str, str] = _NO_HEADERS, *, step_tokens: bool = False
     ) -> Stream:
         """Start a streaming generation, sent with further headers; returns when the engine has accepted it.
 
-        With `step_tokens` the instance is asked to send the tokens over its control channel after each step (`early`),
-        and with the reply only every `Tuning.chunk_tokens`. Log probabilities come with the reply alone.
+        With `step_tokens` the instance is asked to send the tokens over its control channel after each step
+        (`receive_step`), and with the reply only every `Tuning.chunk_tokens`. Log probabilities come with the reply
+        alone.
         """
         chunk, key = self._tuning.chunk_tokens, None
         body = {**body, "stream": True}
@@ -100,7 +101,7 @@ class EngineClient:
                 stream.close()
         return stream
 
-    def early(self, event: StepTokens) -> None:
+    def receive_step(self, event: StepTokens) -> None:
         """Give the tokens of a step to their streams.
 
         Their readers are woken when the messages that wait have been read: a gateway that falls behind writes the
@@ -109,8 +110,8 @@ class EngineClient:
         if not self._to_wake:
             asyncio.get_running_loop().call_soon(self._wake_readers)
         for row in event.rows:
-            if (stream := self._early.get(row.key)) is not None:
-                stream.early(row.position, row.token_ids)
+            if (stream := self._step_streams.get(row.key)) is not None:
+                stream.receive_step_tokens(row.position, row.token_ids)
                 self._to_wake[stream] = None
 
     def _wake_readers(self) -> None:
@@ -122,7 +123,9 @@ class EngineClient:
         """Make the stream of a request; with its key, for tokens of the step channel."""
         if key is None:
             return Stream(self._tuning)
-        stream = self._early[key] = Stream(self._tuning, MergedTokens(), lambda: self._early.pop(key, None))
+        stream = self._step_streams[key] = Stream(
+            self._tuning, MergedTokens(), lambda: self._step_streams.pop(key, None)
+        )
         return stream
 
     async def complete(

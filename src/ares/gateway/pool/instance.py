@@ -347,7 +347,7 @@ class Instance:
         if not rpc.has_step_tokens(body):
             return False
         if isinstance(event := self._read(body), messages.StepTokens):
-            self.engine.early(event)
+            self.engine.receive_step(event)
         return True
 
     async def _on_telemetry(self, event: messages.Telemetry) -> None:
@@ -358,7 +358,7 @@ class Instance:
             self._set_role(event.role, event.next_role)
 
     async def _on_step_tokens(self, event: messages.StepTokens) -> None:
-        self.engine.early(event)
+        self.engine.receive_step(event)
 
     async def change_role(self, role: messages.Role, deadline_s: float, timeout_s: float) -> messages.RoleResult:
         """Order a change of role, as `ControlClient.change_role`."""

@@ -39,7 +39,7 @@ class MergedTokens:
         """Whether there is something to take."""
         return bool(self._waiting)
 
-    def early(self, position: int, token_ids: list[int]) -> None:
+    def receive_step_tokens(self, position: int, token_ids: list[int]) -> None:
         """Add tokens of the step channel, `position` tokens behind the first one; what is too much is left out."""
         repeated = self._known - position
         if repeated < 0:
@@ -67,8 +67,8 @@ class MergedTokens:
         self._waiting += ([token] for token in new)
         if self._beyond:
             beyond, self._beyond = self._beyond, []
-            for position, early in beyond:
-                self.early(position, early)
+            for position, tokens in beyond:
+                self.receive_step_tokens(position, tokens)
 
     def end(self) -> None:
         """Note that the stream has brought all tokens; DifferentTokensError where more than those have come."""

@@ -11,12 +11,12 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from ares.gateway.pool import likeness, published
+from ares.gateway.pool import compatibility, published
 from ares.gateway.pool.changes import Changes
+from ares.gateway.pool.compatibility import Decides
 from ares.gateway.pool.discovery import Served, Unusable
 from ares.gateway.pool.health import Status
 from ares.gateway.pool.instance import Instance, Work
-from ares.gateway.pool.likeness import Decides
 from ares.gateway.tuning import DEFAULT, Tuning
 from ares.instance_sources import canonical
 from ares.protocol import messages
@@ -321,8 +321,8 @@ class Pool:
 
     def differing(self) -> dict[str, str]:
         """Return how instances differ from most of those that decode in what decides KV or tokens, by their names."""
-        most = likeness.largest_alike(i.state.settings for i in self.decode_instances)
-        found = ((i.name, likeness.difference(i.state.settings, most)) for i in self.instances)
+        most = compatibility.largest_alike(i.state.settings for i in self.decode_instances)
+        found = ((i.name, compatibility.difference(i.state.settings, most)) for i in self.instances)
         return {name: how for name, how in found if how is not None}
 
     async def wait_for_change(self, timeout_s: float) -> None:
@@ -409,7 +409,7 @@ def why_closed(instance: Instance) -> str | None:
 
 
 def _exchange_kv(one: Instance, other: Instance) -> bool:
-    return likeness.difference(one.state.settings, other.state.settings, Decides.KV | Decides.TOKENS) is None
+    return compatibility.difference(one.state.settings, other.state.settings, Decides.KV | Decides.TOKENS) is None
 
 
 def _distinct(urls: list[str]) -> list[str]:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Set
 
 from ares.gateway.control.cost_models import PrefillTimeModel, StepTimeModel
-from ares.gateway.pool import likeness
+from ares.gateway.pool import compatibility
 from ares.gateway.pool.cached_blocks import CachedBlocks
 from ares.policy.kv_layout import KvLayout
 from ares.predicted_load import layout_of
@@ -23,7 +23,8 @@ class InstanceState:
     adapters
         Names of its LoRA adapters, as it described itself last.
     settings
-        What it runs with, as far as that decides KV or tokens (likeness.py), as it reported last; None before it has.
+        What it runs with, as far as that decides KV or tokens (compatibility.py), as it reported last; None before
+        that.
     layout
         How many KV blocks a request holds there, by its tokens.
     step_time
@@ -46,7 +47,7 @@ class InstanceState:
         self.telemetry_at = 0.0
         self.capacity_tokens = 0
         self.adapters: frozenset[str] = frozenset()
-        self.settings: likeness.Values | None = None
+        self.settings: compatibility.Values | None = None
         self.layout = KvLayout(1)
         self.step_time = StepTimeModel(self.layout)
         self.prefill_time = PrefillTimeModel()
@@ -58,7 +59,7 @@ class InstanceState:
         """Take the first message of an instance that has started, or has not known this gateway."""
         self.hello = hello
         self.capacity_tokens = layout_of(hello).capacity_tokens(hello.kv_blocks)
-        self.settings = likeness.values(hello)
+        self.settings = compatibility.values(hello)
         self.layout = layout_of(hello)
         caches = hello.prefix_caching or hello.kv_events
         self.cached = CachedBlocks(hello.block_size, hello.kv_blocks if caches else 0, publishes=hello.kv_events)

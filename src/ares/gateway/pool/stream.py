@@ -124,7 +124,7 @@ class Stream(Reply):
         """
         while True:
             if self._received or (self._merged is not None and self._merged.waiting):
-                batch = self._come()
+                batch = self._next_batch()
             elif self._complete:
                 return []
             else:
@@ -136,13 +136,13 @@ class Stream(Reply):
             if batch:
                 return batch
 
-    def early(self, position: int, token_ids: list[int]) -> None:
+    def receive_step_tokens(self, position: int, token_ids: list[int]) -> None:
         """Take tokens of the step channel: the instance had generated `position` tokens before them.
 
         The reader gets them when it is woken, or with what the reply brings.
         """
         if self._merged is not None:
-            self._merged.early(position, token_ids)
+            self._merged.receive_step_tokens(position, token_ids)
 
     def wake(self) -> None:
         """Give what has arrived to `take`, and wake the reader where there is more to do."""
@@ -152,7 +152,7 @@ class Stream(Reply):
         left: list[Delta] = []
         try:
             if self._take is not None:
-                left = self._come()
+                left = self._next_batch()
                 if not left or self._take(left):
                     if self._lost is None and not self._complete:
                         return
@@ -196,7 +196,7 @@ class Stream(Reply):
         self._unread = 0
         return data
 
-    def _come(self) -> list[Delta]:
+    def _next_batch(self) -> list[Delta]:
         """Return the new tokens of what has come, over the step channel and in complete events; errors as `batch`."""
         batch = self._parse(self._drain()) if self._received else []
         if (merged := self._merged) is None:
@@ -242,12 +242,12 @@ class Stream(Reply):
 
     # --- its connection calls these ---
 
-    def status_came(self, status: int) -> None:
+    def status_received(self, status: int) -> None:
         """Be ready."""
         if not self.ready.done():
             self.ready.set_result(status)
 
-    def body_came(self, data: bytes) -> None:
+    def body_received(self, data: bytes) -> None:
         """Keep a piece of the body, and pause the engine when too much is unread."""
         self._received.append(data)
         before = self._unread

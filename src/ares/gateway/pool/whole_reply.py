@@ -23,11 +23,11 @@ class WholeReply(Reply):
         """What has come of the body."""
         return b"".join(self._parts)
 
-    def status_came(self, status: int) -> None:
+    def status_received(self, status: int) -> None:
         """Keep the status."""
         self._status = status
 
-    def body_came(self, data: bytes) -> None:
+    def body_received(self, data: bytes) -> None:
         """Keep a piece of the body, as long as it is not too large."""
         self._size += len(data)
         if self._size <= self._most:

@@ -5,8 +5,8 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ares.gateway.pool.compatibility import Values
 from ares.gateway.pool.instance import Instance
-from ares.gateway.pool.likeness import Values
 from ares.gateway.tuning import DEFAULT
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ares.gateway.openai.sampling import Sampling
+from ares.gateway.pool.compatibility import Values
 from ares.gateway.pool.delta import Delta, EngineLostError, EngineRefusedError
 from ares.gateway.pool.instance import Instance, NoInstanceError
-from ares.gateway.pool.likeness import Values
 from ares.gateway.pool.prompt_blocks import PromptBlocks
-from ares.gateway.session.fitness import unfit
+from ares.gateway.session.eligibility import why_ineligible
 from ares.gateway.session.output import Output
 from ares.gateway.session.pending_call import PendingCall
 from ares.gateway.session.pinned_kv import PinnedKV
@@ -250,7 +250,9 @@ class Placement:
             # prefix cache.
             self.pinned_kv.free()
             kv_transfer_params = None
-        if (why := unfit(self, instance.state, self.pinned_kv.settings if kv_transfer_params else None)) is not None:
+        if (
+            why := why_ineligible(self, instance.state, self.pinned_kv.settings if kv_transfer_params else None)
+        ) is not None:
             raise EngineRefusedError(503, f"{instance.name} {why}")
         body = self.sampling.decode_request(
             key, self.prompt, emitted, kv_transfer_params, priority=self.priority, first_forecast=self.first_forecast

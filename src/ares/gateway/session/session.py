@@ -8,9 +8,10 @@ from typing import Any, Protocol
 from ares.gateway.openai.sampling import Sampling
 from ares.gateway.pool.delta import Delta, EngineLostError, EngineRefusedError
 from ares.gateway.pool.instance import Instance
-from ares.gateway.session.fitness import unfit
+from ares.gateway.session.eligibility import why_ineligible
 from ares.gateway.session.handover import HandoverState, MigrationRecord, NotMovableError
 from ares.gateway.session.handovers import CutWithoutHandoverError, Handovers
+from ares.gateway.session.length_features import LengthFeatures
 from ares.gateway.session.objectives import ORDINARY, Objective
 from ares.gateway.session.output import Emit, Output, Relay
 from ares.gateway.session.pending_call import PendingCall, is_unresponsive
@@ -18,7 +19,6 @@ from ares.gateway.session.phase import Phase
 from ares.gateway.session.pinned_kv import PinnedKV
 from ares.gateway.session.placement import Placement
 from ares.gateway.session.segment import Segment
-from ares.gateway.session.traits import Traits
 from ares.gateway.tracing.span import NO_SPAN, Span
 from ares.gateway.tuning import DEFAULT, Tuning
 from ares.protocol.fields import MIGRATED, CutOutcome, RequestState
@@ -73,7 +73,7 @@ class Session:
         error.
     tuning
         The gateway's times and limits.
-    traits
+    length_features
         What is known of it; None: nothing.
     span
         Of its request, which its steps hang below.
@@ -119,11 +119,11 @@ class Session:
         gateway: str = "gateway",
         maximum_attempts: int = 3,
         tuning: Tuning = DEFAULT,
-        traits: Traits | None = None,
+        length_features: LengthFeatures | None = None,
         span: Span = NO_SPAN,
     ) -> None:
         self.id = id
-        self.traits = traits if traits is not None else Traits()
+        self.length_features = length_features if length_features is not None else LengthFeatures()
         self.tuning = tuning
         self.prompt = prompt
         self.sampling = sampling
@@ -453,7 +453,7 @@ class Session:
         self._check_resumable(error)
         self._segment = None
         # The source still has the full blocks of this session in its prefix cache.
-        if source.takes("decode") and unfit(self.placement, source.state, None) is None:
+        if source.takes("decode") and why_ineligible(self.placement, source.state, None) is None:
             return await self._start_decode(source, None)
         return await self._resume(emit)
 

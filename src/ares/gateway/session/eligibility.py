@@ -3,8 +3,8 @@
 from typing import Protocol
 
 from ares.gateway.openai.sampling import Sampling
-from ares.gateway.pool import likeness
-from ares.gateway.pool.likeness import Decides, Values
+from ares.gateway.pool import compatibility
+from ares.gateway.pool.compatibility import Decides, Values
 from ares.gateway.pool.state import InstanceState
 from ares.protocol.fields import CARRIES_SEED
 
@@ -20,7 +20,7 @@ class Started(Protocol):
     began_with: Values | None
 
 
-def unfit(request: Started, state: InstanceState, kv: Values | None) -> str | None:
+def why_ineligible(request: Started, state: InstanceState, kv: Values | None) -> str | None:
     """Say why an instance cannot continue a request, as the end of a sentence about it; None where it can.
 
     Parameters
@@ -39,8 +39,8 @@ def unfit(request: Started, state: InstanceState, kv: Values | None) -> str | No
     if not state.fits(most):
         return f"takes sequences of fewer tokens than the {most} that this one may get (--max-model-len)"
     seeded = CARRIES_SEED in sampling.needs
-    differs = likeness.difference(state.settings, kv, likeness.ALL if seeded else _WITHOUT_SEED)
-    differs = differs or likeness.difference(
+    differs = compatibility.difference(state.settings, kv, compatibility.ALL if seeded else _WITHOUT_SEED)
+    differs = differs or compatibility.difference(
         state.settings, request.began_with, _ANEW_WITH_SEED if seeded else Decides.TOKENS
     )
     return f"differs in what decides KV or tokens from where the request was: {differs}" if differs else None

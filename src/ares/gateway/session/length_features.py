@@ -15,7 +15,7 @@ _SECRET = os.urandom(32)
 
 
 @dataclass(eq=False, slots=True)
-class Traits:
+class LengthFeatures:
     """Keys of a request's length cells (policy/length_cells.py), and what `LengthHistory` keeps of them.
 
     Attributes
@@ -33,7 +33,7 @@ class Traits:
     cells_version: int = field(default=-1)
 
 
-def traits_of(prompt: list[int], sampling: Sampling) -> Traits:
+def length_features(prompt: list[int], sampling: Sampling) -> LengthFeatures:
     """Return what is known of a request.
 
     Beginnings of prompts are equal only under the same adapter and cache salt, as in vLLM's prefix cache
@@ -47,4 +47,4 @@ def traits_of(prompt: list[int], sampling: Sampling) -> Traits:
         start = end
         if len(prompt) <= end:
             break
-    return Traits(request_keys(len(prompt), templates))
+    return LengthFeatures(request_keys(len(prompt), templates))

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from ares.gateway.openai.sampling import Sampling
-from ares.gateway.pool import likeness
+from ares.gateway.pool import compatibility
 from ares.gateway.pool.state import InstanceState
-from ares.gateway.session.fitness import unfit
+from ares.gateway.session.eligibility import why_ineligible
 from ares.gateway.session.output import Output
 from ares.gateway.session.placement import Placement
 from ares.protocol import messages
@@ -44,7 +44,7 @@ def placement(maximum: int = 100, **sampling: Any) -> Placement:
         gateway="g",
         maximum_attempts=1,
     )
-    made.began_with = likeness.values(hello())
+    made.began_with = compatibility.values(hello())
     return made
 
 
@@ -67,21 +67,21 @@ def placement(maximum: int = 100, **sampling: Any) -> Placement:
     ],
 )
 def test_what_an_instance_lacks_is_named(sampling: dict[str, Any], reported: dict[str, Any], why: str) -> None:
-    found = unfit(placement(**sampling), instance(**reported), None)
+    found = why_ineligible(placement(**sampling), instance(**reported), None)
     assert found is not None
     assert found.startswith(why)
 
 
 @pytest.mark.parametrize("reported", [{}, {"model_runner": "V1"}, {"block_size": 32}, {"dtype": ""}])
 def test_without_a_seed_or_kv_other_settings_do_not_matter(reported: dict[str, Any]) -> None:
-    assert unfit(placement(950), instance(**reported), None) is None
+    assert why_ineligible(placement(950), instance(**reported), None) is None
 
 
 def test_kv_goes_between_those_that_are_alike_alone() -> None:
-    wide = likeness.values(hello(block_size=32))
-    assert "KV block size (16, 32 there" in str(unfit(placement(), instance(), wide))
-    assert unfit(placement(), instance(block_size=32), wide) is None
+    wide = compatibility.values(hello(block_size=32))
+    assert "KV block size (16, 32 there" in str(why_ineligible(placement(), instance(), wide))
+    assert why_ineligible(placement(), instance(block_size=32), wide) is None
 
 
 def test_nothing_is_known_to_be_wrong_with_an_instance_that_has_not_reported() -> None:
-    assert unfit(placement(10_000), InstanceState(), likeness.values(hello())) is None
+    assert why_ineligible(placement(10_000), InstanceState(), compatibility.values(hello())) is None

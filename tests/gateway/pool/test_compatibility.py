@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from ares.gateway.pool import likeness
-from ares.gateway.pool.likeness import Decides, difference, largest_alike
+from ares.gateway.pool import compatibility
+from ares.gateway.pool.compatibility import Decides, difference, largest_alike
 from ares.protocol import messages
 
 ENGINE = {
@@ -20,8 +20,8 @@ ENGINE = {
 }
 
 
-def settings(block_size: int = 16, groups: list[messages.KvGroup] | None = None, **more: Any) -> likeness.Values:
-    return likeness.values(
+def settings(block_size: int = 16, groups: list[messages.KvGroup] | None = None, **more: Any) -> compatibility.Values:
+    return compatibility.values(
         messages.Hello(
             name="d",
             role="decode",
@@ -55,7 +55,7 @@ def test_a_difference_is_named_with_both_values(change: dict[str, Any], decides:
     assert found is not None
     assert found.startswith(said)
     assert difference(settings(), settings(**change), decides) == found
-    assert difference(settings(), settings(**change), likeness.ALL & ~decides) is None
+    assert difference(settings(), settings(**change), compatibility.ALL & ~decides) is None
 
 
 def test_groups_of_kv_are_compared() -> None:
