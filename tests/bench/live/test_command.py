@@ -62,6 +62,14 @@ def test_presets_on_simulated_engines(tmp_path: Path) -> None:
     assert all(row.max_num_seqs == 256 and row.block_size == 16 for row in kept[1].instances)
 
 
+def test_a_file_of_a_preset_is_the_first_one(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("prefill: {name: least_time, on_decode: false}\n")
+    done = bench("--simulate", "llama-8b-rtx4090", "--presets", f"static-rr,{file}")
+    assert done.returncode == 2
+    assert f"name {file} first" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -49,6 +49,24 @@ async def _warm_up(url: str, model: str, decode: int) -> list[int]:
         return list(await asyncio.gather(*(complete(http) for _ in range(2 * decode))))
 
 
+def _preset_names(presets: str) -> list[str]:
+    """Return the names of --presets; an error where the gateway could not switch between them."""
+    from ares import policy
+    from ares.config import live_preset
+
+    names = presets.split(",")
+    try:
+        for name in names:
+            live_preset(name)
+    except ValueError as error:
+        exit_with_error(str(error))
+    if files := [name for name in names[1:] if name not in policy.PRESETS]:
+        exit_with_error(
+            f"--presets: a gateway takes a file at its start alone: name {files[0]} first, and no other file"
+        )
+    return names
+
+
 async def _measure(
     url: str, model: str, presets: list[str], rounds: list[list[load.Planned]], console: Console
 ) -> tuple[list[list[client.Run]], list[dict[str, Any]], list[int]]:
@@ -131,15 +149,8 @@ def command(
     Outputs are greedy: with --dtype float32 every preset must produce the same tokens, and the result lists the
     requests for which it did not; in bfloat16 near ties depend on the batch.
     """
-    from ares.config import live_preset
-
     extras.require("numba", *(["matplotlib"] if report is not None else []))
-    names = presets.split(",")
-    try:
-        for name in names:
-            live_preset(name)
-    except ValueError as error:
-        exit_with_error(str(error))
+    names = _preset_names(presets)
     caching = ["--enable-prefix-caching"] if workload == multi_turn.NAME else []
     mock_flags = [*caching, *(["--kv-tokens", str(kv_tokens)] if kv_tokens is not None else [])]
     engine_flags = ["--kv-cache-memory-bytes", kv_bytes, "--max-model-len", str(max_model_len), "--dtype", dtype]
