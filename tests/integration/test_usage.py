@@ -52,4 +52,7 @@ async def test_a_prompt_that_is_computed_alone_counts_as_work(client: Client) ->
         return (await work())[0] == tokens + 1200
 
     await eventually_found(counted)
+    row = next(row for row in (await client.status())["instances"] if row["name"] == "prefill-0")
+    step_s, token_s = row["prefill_time_coefficients"]
+    assert 0.0 < 400 * token_s + step_s < took_s
     assert 0.2 * took_s < (await work())[1] - busy_s < took_s

@@ -131,6 +131,7 @@ def _instance(instance: Instance, sessions: int, left: int | None) -> dict[str, 
             "step_time_coefficients": None
             if (fitted := instance.state.step_time.coefficients) is None
             else fitted.tolist(),
+            "prefill_time_coefficients": instance.state.prefill_time.coefficients,
             "preemptions": load.preemptions,
             "sessions": sessions,
             "predictor": load.predictor,
