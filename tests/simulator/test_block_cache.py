@@ -209,7 +209,7 @@ def test_admission_brings_a_turn_to_where_it_is_cached() -> None:
 
 
 def test_presets_that_look_at_what_is_cached_find_more() -> None:
-    work = chats([[100 * (n % 7) + k for k in range(2 + n // 7)] for n in range(35)], every_s=0.02, output=50)
+    work = chats([[100 * (n % 7) + k for k in range(2 + n // 7)] for n in range(35)], every_s=0.05, output=50)
     shares = {}
     for name in ("static-least-loaded", "least-time", "static-prefix", "ares-prefix"):
         state = run(work, name, 2, 2).state
