@@ -135,6 +135,17 @@ def test_turns_go_to_where_they_are_cached_and_no_herd_forms() -> None:
     assert alone[0] == 1
 
 
+def test_a_suspended_one_resumes_where_its_warm_copy_is() -> None:
+    """What is not cached there would be computed again, whatever weight a new request's prompt has."""
+    cluster = running([(0, 300, 500), (1, 250, 500)], instances=2, capacity=10_000)
+    cached = np.array([[400, 0], [400, 0]])
+    both = waiting([500] * 2, [10] * 2, cached_tokens=cached, suspended=np.array([False, True]))
+    entered = {index: instance for _, index, instance in names(decide(cluster, both, suspension=None))}
+    assert entered[1] == 0
+    alone = waiting([500], [10], cached_tokens=cached[:1])
+    assert names(decide(cluster, alone, suspension=None)) == [("admit", 0, 1)]
+
+
 @given(
     loads=st.lists(st.integers(1, 900), min_size=2, max_size=5),
     cached=st.lists(st.integers(0, 200), min_size=5, max_size=5),
