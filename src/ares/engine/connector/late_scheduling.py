@@ -22,7 +22,7 @@ _LEAST_LEFT_S = 0.005
 # Of so many recent steps the shortest counts: the next one may be as short.
 _STEPS = 4
 
-# vLLM has no hook at this point of its loop, so that these two methods of its are used from outside.
+# vLLM has no hook at this point of its loop: `install` replaces this method.
 _take_requests: Callable[[Any], None] = EngineCoreProc._process_input_queue  # noqa: SLF001
 
 
@@ -43,7 +43,7 @@ class LateScheduling:
         self._began: float | None = None
 
     def install(self) -> None:
-        """Have the engine core of this process take its requests so; there is one in a process."""
+        """Replace `EngineCoreProc._process_input_queue` in this process, which has one engine core."""
 
         def take_requests(engine: Any) -> None:
             _take_requests(engine)
