@@ -98,6 +98,7 @@ def test_by_command(tmp_path: Path) -> None:
     for wrong, why in (
         (["--preset", "least-time"], "looks at what is cached"),
         (["--preset", "best"], "unknown preset"),
+        (["--slo-ttft", "0"], "--slo-ttft must be above 0"),
     ):
         refused = CliRunner().invoke(app, [*given, *wrong])
         assert refused.exit_code == 2
