@@ -296,13 +296,19 @@ def test_an_unreadable_state_keeps_the_freeze(tmp_path: Path, frozen: bool) -> N
     assert f"it is {'frozen' if frozen else 'not frozen'}" in again.history.events[-1]["text"]
 
 
-def test_rollback_by_hand(tmp_path: Path) -> None:
+def promoted_twice(tmp_path: Path) -> tuple[Learning, str, str]:
+    """Return learning with a champion, and the versions before it and of it."""
     learning, first = promoted(tmp_path)
     learning.planner.tried = -1e9
     second = trained(learning, learning.planner.next(learning.cohort(0), 0.0), b"second")
     arrive(learning, tmp_path, 60, 3)
     judged(learning, learning.next(), gain=20)
     assert learning.state.champion == second
+    return learning, first, second
+
+
+def test_rollback_by_hand(tmp_path: Path) -> None:
+    learning, first, second = promoted_twice(tmp_path)
     assert first[:12] in learning.rollback()
     assert learning.state.champion == first
     learning.rollback("curve")
@@ -321,12 +327,7 @@ def test_rollback_by_hand(tmp_path: Path) -> None:
 
 
 def test_a_champion_that_is_demoted_does_not_give_way_to_one_that_was_rolled_back_from(tmp_path: Path) -> None:
-    learning, first = promoted(tmp_path)
-    learning.planner.tried = -1e9
-    second = trained(learning, learning.planner.next(learning.cohort(0), 0.0), b"second")
-    arrive(learning, tmp_path, 60, 3)
-    judged(learning, learning.next(), gain=20)
-    assert learning.state.champion == second
+    learning, first, _ = promoted_twice(tmp_path)
     learning.rollback(first)
     arrive(learning, tmp_path, 120, 4)
     learning.planner.tried = 1e12

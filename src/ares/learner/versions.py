@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from ares.learner.files import sync_file, sync_folder, write_whole
+from ares.learner.files import sync, write_whole
 from ares.predictor.errors import PredictorError
 from ares.protocol.messages import LARGEST_CHECKPOINT_BYTES
 
@@ -107,9 +107,9 @@ class Versions:
         if checkpoint.parent != self._folder:
             unfinished = target.with_name(f".{target.name}.unfinished")
             shutil.copyfile(checkpoint, unfinished)
-        sync_file(unfinished)
+        sync(unfinished)
         unfinished.replace(target)
-        sync_folder(self._folder)
+        sync(self._folder)
         self._store(version)
 
     def mark(self, version: str, status: Status) -> None:

@@ -29,7 +29,6 @@ from ares.mock_engine.transfer import Puller, PullError, kv_transfer_params, tra
 from ares.mock_engine.writer import Writer
 from ares.protocol import fields, messages
 
-_TAIL = 64
 # A step that begins this late begins then, and the lag is counted; a shorter delay is caught up.
 _SLACK_S = 0.02
 # How many times per lease a waiting request renews the lease of the KV that it will pull.
@@ -402,5 +401,6 @@ class Instance:
         assert request.key is not None  # noqa: S101 - likewise: only requests with a key are cut
         outcome = fields.CutOutcome.FINISHED if transfer is None else fields.CutOutcome.PINNED
         output = request.output
-        event = messages.CutResult(request.cut.call, request.key, outcome, len(output), output[-_TAIL:], transfer or {})
+        tail = output[-messages.CUT_TAIL_TOKENS :]
+        event = messages.CutResult(request.cut.call, request.key, outcome, len(output), tail, transfer or {})
         self.channel.post(event, request.cut.sender)

@@ -37,6 +37,8 @@ _Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
 _Tokens = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 _Size = Annotated[int, msgspec.Meta(ge=1, lt=1 << 32)]
 _Amount = Annotated[float, msgspec.Meta(ge=0, le=1e18)]
+# Output tokens that a `CutResult` repeats: more than can be in flight between the engine and the gateway in one step.
+CUT_TAIL_TOKENS = 64
 # A gateway remembers a thousand keys, and each report of an instance has all of its requests.
 LONGEST_KEY = 1024
 _ShortKey = Annotated[str, msgspec.Meta(max_length=LONGEST_KEY)]

@@ -42,9 +42,6 @@ from ares.protocol.fields import RequestState
 
 logger = logging.getLogger(__name__)
 
-# Output tokens that a `CutResult` repeats: more than can be in flight between the engine and the gateway in one step.
-_TAIL_TOKENS = 64
-
 
 def _in_flight(request: Request, scheduled: dict[str, int]) -> int:
     """Return how many output tokens a request has after all steps so far, the one that begins included.
@@ -351,7 +348,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
                 key=tracked.key,
                 outcome=fields.CutOutcome.FINISHED if kv_transfer_params is None else fields.CutOutcome.PINNED,
                 output_tokens=tracked.output_tokens,
-                tail=list(output[-_TAIL_TOKENS:]),
+                tail=list(output[-messages.CUT_TAIL_TOKENS :]),
                 kv_transfer_params=kv_transfer_params or {},
             ),
             tracked.cut.sender,
