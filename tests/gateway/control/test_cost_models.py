@@ -63,7 +63,7 @@ def test_the_time_of_a_step_and_of_a_token() -> None:
     assert model.mean_token_s == pytest.approx(instance.busy_s / instance.tokens, rel=0.2)
 
 
-@pytest.mark.parametrize("changes", [{"role": "both"}, {"role": "decode"}, {"running": 3}, {"role": None}])
+@pytest.mark.parametrize("changes", [{"role": "both"}, {"role": "decode"}, {"role": None}])
 def test_an_instance_that_decodes_as_well_is_not_measured(changes: dict[str, Any]) -> None:
     model = PrefillTimeModel()
     instance = Instance(model)

@@ -61,7 +61,8 @@ class PrefillTimeModel:
     def observe(self, load: messages.Telemetry) -> None:
         """Fit the steps since the last telemetry, if all of them were for prompts."""
         last, self._last = self._last, load
-        if last is None or not (_prefills_only(last) and _prefills_only(load)):
+        # It has the role only once nothing decodes there any more.
+        if last is None or last.role != "prefill" or load.role != "prefill":
             return
         steps, tokens = load.steps - last.steps, load.prompt_tokens - last.prompt_tokens
         seconds = load.busy_s - last.busy_s
@@ -84,10 +85,6 @@ class PrefillTimeModel:
     def mean_token_s(self) -> float | None:
         """Mean seconds per prompt token, that of its step included; None before the first prompt was computed."""
         return self._seconds / self._tokens if self._tokens else None
-
-
-def _prefills_only(load: messages.Telemetry) -> bool:
-    return load.role == "prefill" and load.running + load.waiting == load.prefilling
 
 
 class TransferModel:
