@@ -60,6 +60,26 @@ def _cpu_seconds(process: local.ManagedProcess) -> tuple[float, float]:
     return each[0], sum(each[1:])
 
 
+class _Taken:
+    """Counts tokens as a session takes them: its task is woken for the first and the last ones alone."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+
+    def add(self, batch: list[Delta]) -> None:
+        self.tokens += sum(len(delta.token_ids or []) for delta in batch)
+
+    def take(self, batch: list[Delta]) -> bool:
+        if batch[-1].finish_reason is not None:
+            return False
+        self.add(batch)
+        return True
+
+    def take_token(self, _: int) -> bool:
+        self.tokens += 1
+        return True
+
+
 async def _generate(instance: Instance, key: str, prompt: list[int], tokens: int, way: Way) -> tuple[int, int]:
     """Generate one output; return how many tokens came, and how many of them over the step channel."""
     sampling = Sampling({"temperature": 0.0, "ignore_eos": True}, tokens)
@@ -67,23 +87,14 @@ async def _generate(instance: Instance, key: str, prompt: list[int], tokens: int
     if way == "whole":
         delta, _ = await instance.engine.complete(body)
         return len(delta.token_ids or []), 0
-    came = 0
-
-    def take(batch: list[Delta]) -> bool:
-        # As a session takes them: its task is woken for the first and the last tokens alone.
-        nonlocal came
-        if batch[-1].finish_reason is not None:
-            return False
-        came += sum(len(delta.token_ids or []) for delta in batch)
-        return True
-
+    taken = _Taken()
     stream = await instance.engine.stream(body, step_tokens=way == "step" and instance.sends_step_tokens)
     try:
-        while batch := await stream.batch(take):
-            came += sum(len(delta.token_ids or []) for delta in batch)
+        while batch := await stream.batch(taken):
+            taken.add(batch)
     finally:
         stream.close()
-    return came, stream.early_tokens
+    return taken.tokens, stream.early_tokens
 
 
 async def _run(process: local.ManagedProcess, instance: Instance, streams: int, tokens: int, way: Way) -> Run:

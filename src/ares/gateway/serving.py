@@ -19,6 +19,7 @@ from ares.gateway.control.controller import prepare
 from ares.gateway.http.app import build
 from ares.gateway.http.connection import Connection, Limits
 from ares.gateway.http.responses import DirectSend
+from ares.gateway.http.round_of_writes import RoundOfWrites
 from ares.gateway.http.server import Server
 from ares.gateway.models import ServedModel
 from ares.gateway.openai.parsing import Parsers
@@ -119,6 +120,7 @@ def server_config(config: GatewayConfig, app: FastAPI) -> uvicorn.Config:
             Connection,
             Limits(config.max_head_bytes, config.idle_timeout_s, config.unread_timeout_s),
             app.state.gateway.metrics.refuse,
+            writes=RoundOfWrites(),
         ),
         ws="none",
         access_log=False,

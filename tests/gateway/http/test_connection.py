@@ -56,6 +56,9 @@ class Endless:
         if scope["path"] == "/headers":
             await self.headers(scope, receive, send)
             return
+        if scope["path"] == "/both":
+            await self.both(scope, receive, send)
+            return
         if scope["path"] == "/echo":
             await self.echo(scope, receive, send)
             return
@@ -82,6 +85,18 @@ class Endless:
             await write(b"begun")
             await self.go.wait()
             await write(b"ended")
+
+        await EventStream(produce)(scope, receive, send)
+
+    async def both(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Stream parts that are written in one round of the event loop, at once and by the ASGI interface."""
+
+        async def produce(write: Write) -> None:
+            for n in range(4):
+                assert write.now(b"at once %d, " % n)
+                if n % 2:
+                    await write.send({"type": "http.response.body", "body": b"sent %d, " % n, "more_body": True})
+            assert write.now(b"last")
 
         await EventStream(produce)(scope, receive, send)
 
@@ -455,6 +470,14 @@ async def answer_to_half_closed(port: int, requests: bytes) -> bytes:
     answer = await reply(reader)
     writer.close()
     return answer
+
+
+async def test_parts_of_one_round_arrive_in_order() -> None:
+    async with serving() as (_, port):
+        parts = [b"at once 0, at once 1, ", b"sent 1, ", b"at once 2, at once 3, ", b"sent 3, ", b"last"]
+        assert await echoes(port, GET.replace(b"/ HTTP", b"/both HTTP") + b"Connection: close\r\n\r\n") == [
+            b"".join(parts)
+        ]
 
 
 async def test_requests_leave_nothing_to_garbage_collection(monkeypatch: pytest.MonkeyPatch) -> None:

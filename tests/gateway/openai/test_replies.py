@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from ares.gateway.openai.replies import DONE, Choice, Envelope, event, usage
+from ares.gateway.openai.replies import DONE, Choice, Envelope, Shown, event, usage
 from ares.gateway.openai.text import Detokenizer, TextModel
 from ares.gateway.pool.delta import Delta, Logprobs, PositionLogprobs, TokenLogprob
 
@@ -21,10 +21,11 @@ def choice(
     logprobs: int | None = None,
     token_ids: bool = False,
     model: str = "some/model",
+    **options: Any,
 ) -> Choice:
     envelope = Envelope("id-1", model, chat, created=1)
-    detokenizer = Detokenizer(text_model.tokenizer, [5], stop=stop)
-    return Choice(envelope, 0, detokenizer, text_model, logprobs=logprobs, token_ids=token_ids)
+    detokenizer = Detokenizer(text_model.tokenizer, [5], stop=stop, texts=text_model.token_texts)
+    return Choice(envelope, 0, detokenizer, text_model, logprobs=logprobs, token_ids=token_ids, **options)
 
 
 def deltas(ids: list[int], *, finish: str = "length", logprobs: int | None = None, size: int = 1) -> list[Delta]:
@@ -75,6 +76,37 @@ def test_the_pieces_are_the_whole(text_model: TextModel, chat: bool, size: int, 
     last = parsed[-1]["choices"][0]
     assert (last["finish_reason"], last["stop_reason"]) == (whole["finish_reason"], whole["stop_reason"])
     assert all(chunk["choices"][0]["finish_reason"] is None for chunk in parsed[:-1])
+
+
+@pytest.mark.parametrize("chat", [True, False])
+@pytest.mark.parametrize("stop", [(), ("👩‍👧",)])
+def test_tokens_alone_make_the_same_chunks(text_model: TextModel, chat: bool, stop: tuple[str, ...]) -> None:
+    ids = text_model.encode(NASTY)
+    batches, alone = choice(text_model, chat=chat, stop=stop), choice(text_model, chat=chat, stop=stop)
+    taken = 0
+    for token in ids:
+        data = alone.stream_token(token)
+        taken += bool(data)
+        data = data or alone.stream([Delta(token_ids=[token])])
+        assert data == batches.stream([Delta(token_ids=[token])])
+        assert (alone.completion_tokens, alone.finish_reason) == (batches.completion_tokens, batches.finish_reason)
+    assert bool(taken) == (not stop)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"token_ids": True},
+        {"counted_prompt": 3},
+        {"shown": Shown(interval=2)},
+        {"shown": Shown(only_prompt=True)},
+    ],
+)
+def test_what_shows_more_than_text_takes_no_tokens_alone(text_model: TextModel, options: dict[str, Any]) -> None:
+    made = choice(text_model, **options)
+    made.stream([Delta(token_ids=text_model.encode("a"))])
+    assert not made.stream_token(text_model.encode("b")[0])
+    assert made.completion_tokens == 1
 
 
 def test_the_forms_of_chat_chunks(text_model: TextModel) -> None:

@@ -45,9 +45,26 @@ def lose(stream: Stream) -> None:
     stream.connection.connection_lost(None)
 
 
-async def waiting(stream: Stream, take: Callable[[list[Delta]], bool]) -> "asyncio.Task[list[Delta]]":
+class Reader:
+    """Takes the tokens of a stream by a function, and single ones of the step channel up to a number of them."""
+
+    def __init__(self, take: Callable[[list[Delta]], bool], singles: int = 0) -> None:
+        self.take = take
+        self.tokens: list[int] = []
+        self._singles = singles
+
+    def take_token(self, token_id: int) -> bool:
+        if len(self.tokens) == self._singles:
+            return False
+        self.tokens.append(token_id)
+        return True
+
+
+async def waiting(
+    stream: Stream, take: Callable[[list[Delta]], bool], reader: Reader | None = None
+) -> "asyncio.Task[list[Delta]]":
     """Wait for the next tokens in a task, which waits when this returns."""
-    task = asyncio.create_task(stream.batch(take))
+    task = asyncio.create_task(stream.batch(reader or Reader(take)))
     await asyncio.sleep(0)
     assert stream.starved
     return task
@@ -264,3 +281,37 @@ async def test_a_reply_that_ends_before_what_came_early(finish: str) -> None:
     else:
         with pytest.raises(DifferentTokensError):
             await stream.batch()
+
+
+async def test_single_tokens_of_the_step_channel_are_taken_alone() -> None:
+    stream, batches = opened(merged=MergedTokens()), list[list[Delta]]()
+    reader = Reader(lambda batch: not batches.append(batch), singles=3)
+    task = await waiting(stream, reader.take, reader)
+    for position, token_ids in ((0, [5]), (1, [6]), (2, [7, 8]), (4, [9])):
+        stream.receive_step_tokens(position, token_ids)
+    stream.wake()
+    # The order is kept: what comes behind tokens of one step that belong together comes with them.
+    assert reader.tokens == [5, 6]
+    assert batches == [[Delta(token_ids=[7, 8]), Delta(token_ids=[9])]]
+    stream.receive_step_tokens(5, [10])
+    stream.receive_step_tokens(6, [11])
+    stream.wake()
+    assert reader.tokens == [5, 6, 10]
+    assert batches[1:] == [[Delta(token_ids=[11])]]
+    # The reply has them all once more, and the end.
+    feed(stream, event(*range(5, 12)))
+    feed(stream, event(12, more='"finish_reason":"length"'))
+    assert (reader.tokens, len(batches)) == ([5, 6, 10], 3)
+    assert batches[2] == [Delta(token_ids=[12], finish_reason="length")]
+    task.cancel()
+
+
+async def test_what_taking_a_token_raises_is_raised() -> None:
+    stream = opened(merged=MergedTokens())
+    reader = Reader(lambda _: True)
+    reader.take_token = lambda _: 1 / 0  # type: ignore[method-assign, return-value, assignment]
+    task = await waiting(stream, reader.take, reader)
+    stream.receive_step_tokens(0, [5])
+    stream.wake()
+    with pytest.raises(ZeroDivisionError):
+        await task

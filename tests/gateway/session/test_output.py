@@ -1,14 +1,15 @@
 """Tokens of a stream go to the client once and in order, whether it keeps up or not."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import pytest
 
 from ares.gateway.pool.delta import Delta
+from ares.gateway.pool.merged_tokens import MergedTokens
 from ares.gateway.pool.stream import Stream
-from ares.gateway.session.output import Output, Relay
+from ares.gateway.session.output import Output, Relay, TokenEmitter
 from tests.gateway.pool.test_stream import event, feed, opened
 
 
@@ -35,6 +36,27 @@ class Client:
     async def _later(self, batch: list[Delta]) -> bool:
         await self._caught_up.wait()
         return self._now(batch)
+
+
+class EagerClient(Client, TokenEmitter):
+    """Takes tokens alone, too, while it is not behind; `alone` are those."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alone: list[int] = []
+
+    def __call__(self, batch: list[Delta]) -> bool | Coroutine[Any, Any, bool]:
+        return self.emit(batch)
+
+    def token_taker(self) -> Callable[[int], bool]:
+        return self._take
+
+    def _take(self, token_id: int) -> bool:
+        if self.behind:
+            return False
+        self.alone.append(token_id)
+        self.tokens.append(token_id)
+        return True
 
 
 class Relayed:
@@ -112,3 +134,37 @@ async def test_what_was_not_awaited_is_dropped(client: Client, relayed: Relayed)
     with pytest.raises(asyncio.CancelledError):
         await relayed.task
     relayed.relay.close()
+
+
+async def test_tokens_are_taken_alone_while_the_client_keeps_up() -> None:
+    client, merged = EagerClient(), MergedTokens()
+    stream, output = opened(event(1), merged=merged), Output()
+    relay = Relay(stream, output, client)
+    await output.deliver(await relay.next(), client)
+    task = asyncio.create_task(relay.next())
+    await asyncio.sleep(0)
+    for position, token in ((1, 2), (2, 3)):
+        stream.receive_step_tokens(position, [token])
+    stream.wake()
+    client.behind = True
+    stream.receive_step_tokens(3, [4])
+    stream.wake()
+    await asyncio.sleep(0)
+    client.catch_up()
+    stream.receive_step_tokens(4, [5])
+    assert await task == [Delta(token_ids=[5])]
+    assert (client.alone, client.tokens) == ([2, 3], [1, 2, 3, 4])
+    assert output.tokens == [1, 2, 3, 4]
+    assert output.longest_gap_s > 0
+
+
+async def test_a_batch_is_for_who_takes_no_tokens_alone(client: Client) -> None:
+    stream, output = opened(event(1), merged=MergedTokens()), Output()
+    relay = Relay(stream, output, client.emit)
+    await output.deliver(await relay.next(), client.emit)
+    task = asyncio.create_task(relay.next())
+    await asyncio.sleep(0)
+    stream.receive_step_tokens(1, [2])
+    stream.wake()
+    assert client.tokens == output.tokens == [1, 2]
+    task.cancel()

@@ -14,6 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from ares.gateway.http.refusals import NO_ROUTE, Count
 from ares.gateway.http.responses import error_body, offer_write_at_once
+from ares.gateway.http.round_of_writes import RoundOfWrites
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +94,11 @@ class Connection(HttpToolsProtocol):
         limits: Limits,
         count: Count = lambda *_: None,
         on_lost: Callable[[], None] = lambda: None,
+        writes: RoundOfWrites | None = None,
         **uvicorn: Any,
     ) -> None:
         super().__init__(**uvicorn)
+        self._writes = RoundOfWrites() if writes is None else writes
         self.parser = _Parser(self)
         self._limits = limits
         self._count_refusal = count
@@ -189,7 +192,7 @@ class Connection(HttpToolsProtocol):
         self.cycle.receive = _Receive(self, self.cycle)  # type: ignore[method-assign]
         if self.scope["http_version"] < "1.1":
             self.cycle.send = _Unchunked(self.cycle)  # type: ignore[method-assign]
-        offer_write_at_once(cast(Scope, self.scope), _WriteAtOnce(self.cycle))
+        offer_write_at_once(cast(Scope, self.scope), _WriteAtOnce(self.cycle, self._writes))
 
     def on_body(self, body: bytes) -> None:  # noqa: D102 - httptools' interface
         self._restart_idle_timer()
@@ -223,7 +226,7 @@ class Connection(HttpToolsProtocol):
             begun = own.response_started
             _end(own)
             if begun:
-                self.transport.close()
+                self.close()
                 return
             self._in_body = False
             self.pipeline = deque(waiting for waiting in self.pipeline if waiting[0] is not own)
@@ -235,6 +238,11 @@ class Connection(HttpToolsProtocol):
         self.flow.resume_reading()
         if self._idle is not None:
             self._idle.cancel()
+
+    def close(self) -> None:
+        """Close it when all that was written has been sent."""
+        self._writes.flush(self.transport)
+        self.transport.close()
 
     def _refusal_reply(self) -> bytes:
         large = self._head_bytes > self._limits.head_bytes
@@ -305,19 +313,27 @@ class _Unchunked:
 
 
 class _WriteAtOnce:
-    """Writes a part of a chunked reply without a coroutine, as uvicorn's `send` does where it need not wait."""
+    """Writes parts of a chunked reply without a coroutine, as uvicorn's `send` does where it need not wait."""
 
-    def __init__(self, cycle: RequestResponseCycle) -> None:
-        self._cycle = cycle
+    __slots__ = ("_cycle", "_flow", "_transport", "_writes")
 
-    def __call__(self, body: bytes) -> bool:
-        """Write; return False where `send` has to: the reader is behind, or the reply is no stream of chunks."""
+    def __init__(self, cycle: RequestResponseCycle, writes: RoundOfWrites) -> None:
+        self._cycle, self._flow, self._transport = cycle, cycle.flow, cycle.transport
+        self._writes = writes
+
+    @property
+    def possible(self) -> bool:
+        """Whether the client keeps up, and the reply is a stream of chunks."""
         cycle = self._cycle
-        if cycle.flow.write_paused or not cycle.chunked_encoding or cycle.response_complete:
-            return False
-        if not cycle.disconnected:
-            cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
-        return True
+        return not (self._flow.write_paused or not cycle.chunked_encoding or cycle.response_complete)
+
+    def __call__(self, body: bytes) -> None:
+        """Write a part in this round of the event loop."""
+        self._writes.add(self._transport, b"%x\r\n%b\r\n" % (len(body), body))
+
+    def flush(self) -> None:
+        """Write now what waits for the end of the round."""
+        self._writes.flush(self._transport)
 
 
 class _Receive:
@@ -338,7 +354,7 @@ class _Receive:
         if self._cycle.response_started and not self._cycle.response_complete:
             # A stream, which ends here.
             self._cycle.disconnected = True
-            self._connection.transport.close()
+            self._connection.close()
         return {"type": "http.disconnect"}
 
     @property

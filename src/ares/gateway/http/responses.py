@@ -5,12 +5,12 @@ import contextlib
 import re
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ares.gateway.anthropic import errors as anthropic
 from ares.protocol.fields import REQUEST_ID_HEADER
@@ -124,6 +124,20 @@ def cleanup(scope: Scope) -> contextlib.ExitStack:
     return found
 
 
+class AtOnce(Protocol):
+    """Writes parts of a reply without waiting: the server's."""
+
+    @property
+    def possible(self) -> bool:
+        """Whether its client keeps up."""
+
+    def __call__(self, body: bytes) -> None:
+        """Write a part with what else is written in this round of the event loop, while that is possible."""
+
+    def flush(self) -> None:
+        """Write now what waits for the end of the round."""
+
+
 class Write:
     """Writes a stream's body: `await write(data)`, or without waiting, where the client keeps up.
 
@@ -132,30 +146,44 @@ class Write:
     send
         The ASGI interface.
     at_once
-        The server's, if it has one: writes to a client that keeps up; returns False where it has not.
+        The server's, if it has one.
+
+    Attributes
+    ----------
+    last_at
+        When it wrote last (`time.monotonic`).
     """
 
-    def __init__(self, send: Send, at_once: Callable[[bytes], bool] | None = None) -> None:
-        self._send, self._at_once = send, at_once
+    __slots__ = ("_send", "at_once", "last_at")
+
+    def __init__(self, send: Send, at_once: AtOnce | None = None) -> None:
+        self._send, self.at_once = send, at_once
         self.last_at = time.monotonic()
 
     async def __call__(self, data: bytes) -> None:
         """Write, and wait for a client that does not keep up."""
-        if not self.at_once(data):
-            await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        if not self.now(data):
+            await self.send({"type": "http.response.body", "body": data, "more_body": True})
             self.last_at = time.monotonic()
 
-    def at_once(self, data: bytes) -> bool:
+    def now(self, data: bytes) -> bool:
         """Write if the client keeps up; return whether that was done."""
         if not data:
             return True
-        if self._at_once is None or not self._at_once(data):
+        if self.at_once is None or not self.at_once.possible:
             return False
+        self.at_once(data)
         self.last_at = time.monotonic()
         return True
 
+    async def send(self, message: Message) -> None:
+        """Send by the ASGI interface, after all that was written."""
+        if self.at_once is not None:
+            self.at_once.flush()
+        await self._send(message)
 
-def offer_write_at_once(scope: Scope, write: Callable[[bytes], bool]) -> None:
+
+def offer_write_at_once(scope: Scope, write: AtOnce) -> None:
     """Let the streams of a request write by this, as `Write` takes it."""
     scope[_WRITE_AT_ONCE] = write
 
@@ -195,7 +223,7 @@ class EventStream(Response):
         write = Write(send, scope.get(_WRITE_AT_ONCE) if direct else None)
         work = self._produce(write) if not self._keep_alive_s else _kept_alive(self._produce, write, self._keep_alive_s)
         if await until_disconnect(work, receive):
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await write.send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def _kept_alive(produce: Callable[[Write], Awaitable[None]], write: Write, idle_s: float) -> None:

@@ -56,6 +56,10 @@ class ParsedChoice(Choice):
             self._counted = len(self._ids), reasoning
         return reasoning
 
+    def stream_token(self, token_id: int) -> bytes:
+        """Return nothing: all tokens go through the parser."""
+        return b""
+
     def stream(self, batch: list[Delta]) -> bytes:
         """Add tokens and return their chunks."""
         chunks = []

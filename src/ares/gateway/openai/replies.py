@@ -121,6 +121,28 @@ class Choice:
         Whether its next tokens may take so long that other streams would wait for them.
     """
 
+    __slots__ = (
+        "_after",
+        "_all_ids",
+        "_all_logprobs",
+        "_before",
+        "_counted_prompt",
+        "_detokenizer",
+        "_envelope",
+        "_index",
+        "_logprobs",
+        "_options",
+        "_parts",
+        "_plain",
+        "_prompt_ids",
+        "_sent",
+        "_token_ids",
+        "_unsent",
+        "finish_reason",
+        "slow",
+        "stop_reason",
+    )
+
     def __init__(
         self,
         envelope: Envelope,
@@ -146,7 +168,7 @@ class Choice:
         self._counted_prompt = counted_prompt
         self._prompt_ids: list[int] | None = None
         # Chunks with nothing but text differ only in that text.
-        self._plain = not token_ids and counted_prompt is None and shown.interval == 1
+        self._plain = not token_ids and counted_prompt is None and shown.interval == 1 and not shown.only_prompt
         self._options = shown
         self._unsent: _Unsent | None = None
         self._sent = False
@@ -178,6 +200,15 @@ class Choice:
         delta = {"role": self._options.role, "content": ""}
         choice = {"index": self._index, "delta": delta, "logprobs": None, "finish_reason": None}
         return event(self._envelope.body([choice], chunk=True, **self._options.of_prompt(), **self._usage()))
+
+    def stream_token(self, token_id: int) -> bytes:
+        """Add a token in the middle of an output and return its chunk.
+
+        Empty where it is to be added by `stream`, which does the same in any case.
+        """
+        if not self._plain or not (text := self._detokenizer.push_known(token_id)):
+            return b""
+        return self._before + encode(text) + self._after
 
     def stream(self, batch: list[Delta]) -> bytes:
         """Add tokens and return their chunks, one for each delta that has something to show."""

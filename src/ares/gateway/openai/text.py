@@ -5,6 +5,7 @@ the text: a character whose bytes, or a stop string whose letters, come from two
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
@@ -18,7 +19,7 @@ from ares.gateway.openai import limits, rendering, tokenizer
 from ares.gateway.openai.body import BadRequestError
 from ares.gateway.openai.messages import Message, Tool, conversation, without_developer
 from ares.gateway.openai.templates import knows_developer, takes_parts
-from ares.gateway.openai.token_texts import TokenTexts
+from ares.gateway.openai.token_texts import NO_TEXTS, TokenTexts
 
 # Prompt tokens that prime the decoder; a tokenizer's spacing depends on the last few only.
 _PRIMING = 16
@@ -252,6 +253,25 @@ class Detokenizer:
         What tokens add to any text; None: each is decoded in its context, to the same text.
     """
 
+    __slots__ = (
+        "_checked",
+        "_given",
+        "_held",
+        "_include_stop",
+        "_longest",
+        "_minimum_tokens",
+        "_skip_special",
+        "_stop",
+        "_stream",
+        "_text",
+        "_texts",
+        "_tokenizer",
+        "_unseen",
+        "_whole",
+        "matched",
+        "tokens",
+    )
+
     def __init__(
         self,
         tokenizer: Tokenizer,
@@ -265,7 +285,7 @@ class Detokenizer:
     ) -> None:
         self._tokenizer = tokenizer
         self._skip_special = skip_special
-        self._texts = texts
+        self._texts: Mapping[int, str] = NO_TEXTS if texts is None else texts
         self._stream = DecodeStream(ids=prompt[-_PRIMING:], skip_special_tokens=skip_special)
         # Whether all tokens so far have given their text, and the last of them where the stream has not seen it.
         self._whole = False
@@ -316,8 +336,19 @@ class Detokenizer:
         """Return the text that was held back for a stop string that did not come."""
         return self._give(len(self._text))
 
+    def push_known(self, token: int) -> str:
+        """Add a token whose text is known and of which nothing is held back; return its text.
+
+        Empty where it is to be added by `push`, which does the same in any case.
+        """
+        text = self._texts[token] if self._whole and not self._stop else ""
+        if text:
+            self._unseen = token
+            self.tokens += 1
+        return text
+
     def _step(self, token: int) -> str:
-        if self._whole and self._texts is not None and (text := self._texts[token]):
+        if self._whole and (text := self._texts[token]):
             self._unseen = token
             return text
         if self._unseen is not None:
@@ -374,6 +405,13 @@ class UnspacedDetokenizer(Detokenizer):
         super().__init__(tokenizer, prompt, skip_special=False, **options)
         self._added = {token: added.content for token, added in tokenizer.get_added_tokens_decoder().items()}
         self._after_added = False
+
+    def push_known(self, token: int) -> str:
+        """Add a token whose text is known, as any detokenizer."""
+        text = super().push_known(token)
+        if text:  # that of an added token is not
+            self._after_added = False
+        return text
 
     def _step(self, token: int) -> str:
         text = super()._step(token)

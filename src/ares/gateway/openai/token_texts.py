@@ -45,6 +45,16 @@ class TokenTexts(dict[int, str]):
         return str(twice[len(once) :]) if whole else ""
 
 
+class _NoTexts(dict[int, str]):
+    """No token's text is known."""
+
+    def __missing__(self, token: int) -> str:
+        return ""
+
+
+NO_TEXTS = _NoTexts()
+
+
 def _joins(decoder: dict[str, Any]) -> bool:
     """Whether a decoder's text of whole tokens is that of each, but for a blank at the very start.
 

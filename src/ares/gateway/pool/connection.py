@@ -32,6 +32,8 @@ class Reply(ABC):
         That it comes on; None before it is asked for, and when it has ended.
     """
 
+    __slots__ = ("__weakref__", "connection", "ready")
+
     def __init__(self) -> None:
         self.ready: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.connection: Connection | None = None

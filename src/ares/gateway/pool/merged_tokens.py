@@ -3,6 +3,8 @@
 The stream of the reply has all of them. The step channel (`messages.StepTokens`) has them earlier, and may lose some.
 """
 
+from collections.abc import Callable
+
 # So many tokens are taken before the stream has brought them: a stream can be paused, the step channel cannot.
 _MOST_AHEAD = 1024
 # Tokens that are kept while others before them are missing.
@@ -74,6 +76,16 @@ class MergedTokens:
         """Note that the stream has brought all tokens; DifferentTokensError where more than those have come."""
         if self._ahead:
             raise DifferentTokensError("the step channel has brought more tokens than the reply")
+
+    def give(self, take: Callable[[int], bool]) -> bool:
+        """Give the steps of one token to `take`, up to one that it refuses; return whether none is left."""
+        waiting, taken = self._waiting, 0
+        for token_ids in waiting:
+            if len(token_ids) != 1 or not take(token_ids[0]):
+                break
+            taken += 1
+        del waiting[:taken]
+        return not waiting
 
     def take(self) -> list[list[int]]:
         """Return the tokens that were not taken yet, by the step that generated them."""

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -57,6 +57,16 @@ class _Form(NamedTuple):
 _NO_FORM = _Form(b"\0", b"\0")
 
 
+class Taker(Protocol):
+    """Takes tokens as they arrive, so that no task is woken for them. What it raises, `Stream.batch` raises."""
+
+    def take(self, batch: list[Delta]) -> bool:
+        """Take the tokens of a read; return whether they are done with, and nothing is to be woken."""
+
+    def take_token(self, token_id: int) -> bool:
+        """Take a token in the middle of an output; return whether that was done: otherwise `take` gets it."""
+
+
 class Stream(Reply):
     """An open generation on an instance; `ready` is set when the instance has accepted it. Close it to abort it.
 
@@ -66,7 +76,28 @@ class Stream(Reply):
         Merges the tokens of a step channel with those of the reply; None: there is no step channel.
     on_end
         Called when the reply has ended, or was lost.
+
+    Attributes
+    ----------
+    receive_step_tokens
+        Takes the instance's position and tokens of the step channel (`MergedTokens.receive_step_tokens`). The reader
+        gets them when it is woken, or with what the reply brings.
     """
+
+    __slots__ = (
+        "_arrival",
+        "_complete",
+        "_form",
+        "_left",
+        "_lost",
+        "_merged",
+        "_on_end",
+        "_received",
+        "_taker",
+        "_tuning",
+        "_unread",
+        "receive_step_tokens",
+    )
 
     def __init__(
         self,
@@ -77,15 +108,16 @@ class Stream(Reply):
         super().__init__()
         self._tuning = tuning
         self._merged = merged
+        self.receive_step_tokens = (merged or MergedTokens()).receive_step_tokens
         self._on_end = on_end
         self._received: list[bytes] = []
         self._unread = 0
         # Begin of an event whose end has not come.
         self._left = b""
         self._form = _NO_FORM
-        # Set to what `take` has left while a reader waits.
+        # Set to what the taker has left while a reader waits.
         self._arrival: asyncio.Future[list[Delta]] | None = None
-        self._take: Callable[[list[Delta]], bool] | None = None
+        self._taker: Taker | None = None
         self._complete = False
         self._lost: BrokenReplyError | None = None
 
@@ -104,14 +136,13 @@ class Stream(Reply):
         while batch := await self.batch():
             yield batch
 
-    async def batch(self, take: Callable[[list[Delta]], bool] | None = None) -> list[Delta]:
+    async def batch(self, taker: Taker | None = None) -> list[Delta]:
         """Return the next new tokens, those of one read; empty at the end.
 
         Parameters
         ----------
-        take
-            Given the tokens of a read as they arrive while this waits; where it returns True they are done with, and
-            nothing is woken. What it raises is raised here.
+        taker
+            Given the tokens of a read as they arrive while this waits.
 
         Raises
         ------
@@ -128,36 +159,30 @@ class Stream(Reply):
             elif self._complete:
                 return []
             else:
-                self._take = take
+                self._taker = taker
                 try:
                     batch = await self._more()
                 finally:
-                    self._take = None
+                    self._taker = None
             if batch:
                 return batch
 
-    def receive_step_tokens(self, position: int, token_ids: list[int]) -> None:
-        """Take tokens of the step channel: the instance had generated `position` tokens before them.
-
-        The reader gets them when it is woken, or with what the reply brings.
-        """
-        if self._merged is not None:
-            self._merged.receive_step_tokens(position, token_ids)
-
     def wake(self) -> None:
-        """Give what has arrived to `take`, and wake the reader where there is more to do."""
-        arrival = self._arrival
+        """Give what has arrived to the taker, and wake the reader where there is more to do."""
+        arrival, taker = self._arrival, self._taker
         if arrival is None or arrival.done():
             return
         left: list[Delta] = []
         try:
-            if self._take is not None:
-                left = self._next_batch()
-                if not left or self._take(left):
+            if taker is not None:
+                # Nearly always tokens of the step channel have come, and nothing else.
+                if self._received or self._merged is None or not self._merged.give(taker.take_token):
+                    left = self._next_batch()
+                if not left or taker.take(left):
                     if self._lost is None and not self._complete:
                         return
                     left = []
-        except Exception as error:  # of `take`, which is its reader's
+        except Exception as error:  # of the taker, which is its reader's
             arrival.set_exception(error)
         else:
             arrival.set_result(left)

@@ -1,6 +1,7 @@
 """The output of a session: each token goes to the client once, in order."""
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,20 @@ from ares.gateway.pool.stream import Stream
 # Given new tokens; returns whether the output is complete (a stop string was found), or what is to be awaited for that:
 # a client that does not keep up, or tokens that take long.
 Emit = Callable[[list[Delta]], bool | Coroutine[Any, Any, bool]]
+
+
+class TokenEmitter(ABC):
+    """An `Emit` that also takes a token alone, which costs less."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def __call__(self, batch: list[Delta]) -> bool | Coroutine[Any, Any, bool]:
+        """Take new tokens, as any `Emit`."""
+
+    @abstractmethod
+    def token_taker(self) -> Callable[[int], bool]:
+        """Return what takes a token in the middle of an output, unless it returns False: then it comes in a batch."""
 
 
 @dataclass(slots=True)
@@ -58,6 +73,14 @@ class Output:
         self.last_token_at = now
         return emit(batch)
 
+    def add(self, token_id: int) -> None:
+        """Note a token that the client was given, and that is not its first."""
+        self.tokens.append(token_id)
+        now = time.monotonic()
+        gap_s = now - self.last_token_at
+        self.longest_gap_s = max(self.longest_gap_s, gap_s)
+        self.last_token_at = now
+
     def given(self, last: Delta, stopped: bool) -> bool:
         """Note what `emit` has said of the tokens up to these; return whether the output is complete."""
         self.finished = stopped or last.finish_reason is not None
@@ -71,8 +94,11 @@ class Relay:
     Only what is more than tokens in the middle of an output comes out of `next`.
     """
 
+    __slots__ = ("_begun", "_emit", "_emit_token", "_output", "_stream", "_unfinished")
+
     def __init__(self, stream: Stream, output: Output, emit: Emit) -> None:
         self._stream, self._output, self._emit = stream, output, emit
+        self._emit_token = emit.token_taker() if isinstance(emit, TokenEmitter) else _not_taken
         self._begun = False
         # The last of tokens that the client did not take at once, or that complete the output, and what `emit` said.
         self._unfinished: tuple[Delta, bool | Coroutine[Any, Any, bool]] | None = None
@@ -84,7 +110,7 @@ class Relay:
         ends before the output, and what giving tokens raised.
         """
         while True:
-            batch = await self._stream.batch(self._take if self._begun else None)
+            batch = await self._stream.batch(self if self._begun else None)
             unfinished, self._unfinished = self._unfinished, None
             if unfinished is None:
                 if not batch:
@@ -100,8 +126,17 @@ class Relay:
         if self._unfinished is not None and not isinstance(self._unfinished[1], bool):
             self._unfinished[1].close()
 
-    def _take(self, batch: list[Delta]) -> bool:
-        """Give tokens as they arrive; return whether that was all."""
+    # --- the stream calls these, as tokens arrive ---
+
+    def take_token(self, token_id: int) -> bool:
+        """Give a token to the client; return whether that was done."""
+        if not self._emit_token(token_id):
+            return False
+        self._output.add(token_id)
+        return True
+
+    def take(self, batch: list[Delta]) -> bool:
+        """Give tokens to the client; return whether that was all."""
         last = batch[-1]
         if last.finish_reason is not None or last.stop_reason is not None:
             return False
@@ -110,3 +145,7 @@ class Relay:
             return True
         self._unfinished = last, stopped
         return False
+
+
+def _not_taken(_: int) -> bool:
+    return False
