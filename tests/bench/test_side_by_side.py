@@ -62,6 +62,30 @@ def router(folder: Path, fault: str = "", tokens: int = 0) -> str:
     return str(path)
 
 
+# Stands in for an interpreter with Dynamo: as its frontend it answers as the router does, as its worker it checks that
+# the file of the pace has a number.
+DYNAMO = """#!{python}
+import sys, time
+given = sys.argv
+if "dynamo.frontend" in given:
+    sys.argv = ["", "--port", given[given.index("--http-port") + 1]]
+    exec(open({router!r}).read().replace('b"ok"', {answer!r}).replace('"2"', {length!r}))
+elif "--pace" in given:
+    while True:
+        float(open(given[given.index("--pace") + 1]).read())
+        time.sleep(0.01)
+"""
+
+
+def dynamo(folder: Path) -> str:
+    """Write the program of an interpreter with Dynamo."""
+    path, answer = folder / "python-dynamo", f'b"{DEFAULT_MODEL}"'
+    length = f'"{len(DEFAULT_MODEL)}"'
+    path.write_text(DYNAMO.format(python=sys.executable, router=router(folder), answer=answer, length=length))
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
+
+
 def bench(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["bench", *arguments])
 
@@ -95,6 +119,14 @@ def test_relay_measures_each_system(tmp_path: Path) -> None:
         assert set(figures["added_ttft_ms"]) == {"p50", "p95"}
         assert figures["rss_mb"] > 5
         assert name in said(done)
+
+
+@pytest.mark.timeout(240)
+def test_relay_measures_the_frontend_of_dynamo(tmp_path: Path) -> None:
+    path = tmp_path / "relay.json"
+    result = written(path, bench("relay", *RELAY, "--dynamo", dynamo(tmp_path), "--json", str(path)))
+    assert set(result["systems"]) == {"ares", "dynamo"}
+    assert result["systems"]["dynamo"]["rss_mb"] > 5
 
 
 @pytest.mark.timeout(240)

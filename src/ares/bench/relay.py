@@ -16,6 +16,7 @@ import typer
 import uvloop
 from rich.console import Console
 from rich.table import Table
+from tokenizers import Tokenizer
 
 from ares import extras
 from ares.bench import servers, sse
@@ -23,6 +24,7 @@ from ares.bench.environment import write
 from ares.bench.options import JsonFile
 from ares.bench.percentiles import percentiles
 from ares.bench.servers import Server
+from ares.mock_engine.free_running import TEXT
 from ares.models import resolve as models
 from ares.models.resolve import DEFAULT_MODEL
 from ares.terminal import tables
@@ -79,6 +81,7 @@ def command(
         ),
     ] = None,
     router: servers.RouterFile = None,
+    dynamo: servers.DynamoPython = None,
     model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model to imitate.")] = DEFAULT_MODEL,
     json_file: JsonFile = None,
 ) -> None:
@@ -96,12 +99,12 @@ def command(
     counts = {"as_fast_as_read": tokens, "paced": paced_tokens}
     plan = _Plan(model, streams, counts, interval_ms, repeats, first_tokens, parsers)
     try:
-        systems = _run(plan, flags, router, console)
+        systems = _run(plan, flags, router, dynamo, console)
     except (servers.BenchError, sse.StreamError) as error:
         exit_with_error(str(error), 1)
     note = "engines are mocks that compute nothing; chunks_per_read is what the client's reads brought"
     tables.show(_table(systems))
-    write(servers.result("relay", note, plan, router, systems), json_file)
+    write(servers.result("relay", note, plan, router, systems, dynamo), json_file)
 
 
 def _words(flags: str) -> list[str]:
@@ -111,7 +114,9 @@ def _words(flags: str) -> list[str]:
         raise typer.BadParameter(f"{flags!r} cannot be read: {error}", param_hint="--parsers") from error
 
 
-def _run(plan: _Plan, parsers: list[str] | None, router: Path | None, console: Console) -> dict[str, Any]:
+def _run(
+    plan: _Plan, parsers: list[str] | None, router: Path | None, dynamo: Path | None, console: Console
+) -> dict[str, Any]:
     """Measure the systems in turn, several times, and return the figures of each."""
     folder = models.resolve(plan.model, weights=False)
     with contextlib.ExitStack() as stack:
@@ -127,21 +132,37 @@ def _run(plan: _Plan, parsers: list[str] | None, router: Path | None, console: C
                 _System(stack.enter_context(servers.vllm_router(router, ports, mode, logs)))
                 for mode in ("prefill-decode", "plain")
             ]
+        pace: Path | None = None
+        if dynamo is not None:
+            server, pace = stack.enter_context(servers.dynamo(dynamo, folder, plan.model, _ids(folder), logs))
+            systems.append(_System(server))
         for system in systems:  # a warm-up run of everything
             uvloop.run(_read_streams(system, plan.model, plan.streams, 50))
         direct = _System(mocks["decode"])
         for n in range(plan.repeats):
             console.print(f"repeat {n + 1} of {plan.repeats}", style="dim")
             for mode, tokens in plan.tokens.items():
-                servers.set_pace(direct.server, plan.interval_ms / 1000 if mode == "paced" else 0.0)
+                _set_pace(direct.server, pace, plan.interval_ms / 1000 if mode == "paced" else 0.0)
                 for system in systems:
                     _measure(system, mode, plan.model, plan.streams, tokens)
-            servers.set_pace(direct.server, 0.0)
+            _set_pace(direct.server, pace, 0.0)
             for _ in range(plan.first_tokens):
                 for system in (direct, *systems):
                     (reply,) = uvloop.run(_read_streams(system, plan.model, 1, _FIRST_TOKENS))
                     system.first_token_s.append(sse.first_token_s(reply, _FIRST_TOKENS))
         return {system.server.name: _figures(system, direct) for system in systems}
+
+
+def _ids(folder: Path) -> list[int]:
+    """Return the tokens that the mock engines generate."""
+    return list(Tokenizer.from_file(str(folder / "tokenizer.json")).encode(TEXT, add_special_tokens=False).ids)
+
+
+def _set_pace(mock: Server, dynamo_pace: Path | None, interval_s: float) -> None:
+    """Let all that generate write a token of each stream every so many seconds; 0: as fast as it is read."""
+    servers.set_pace(mock, interval_s)
+    if dynamo_pace is not None:
+        dynamo_pace.write_text(str(interval_s))
 
 
 def _measure(system: _System, mode: str, model: str, streams: int, tokens: int) -> None:

@@ -26,6 +26,10 @@ _START_TIMEOUT_S = 60.0
 
 
 RouterFile = Annotated[Path | None, typer.Option(help="PyPI's vllm-router executable, to be measured as well.")]
+DynamoPython = Annotated[
+    Path | None,
+    typer.Option(help="Python with NVIDIA Dynamo (ai-dynamo), the frontend of which is to be measured as well."),
+]
 
 
 class BenchError(RuntimeError):
@@ -99,8 +103,33 @@ def vllm_router(router: Path, ports: Mapping[str, int], mode: str, logs: Path) -
 
 
 @contextlib.contextmanager
-def _served(name: str, command: list[str], port: int, logs: Path, route: str, expected: list[str]) -> Iterator[Server]:
-    """Run a server, and yield it once the answer of `route` contains all of `expected`."""
+def dynamo(python: Path, folder: Path, model: str, ids: Sequence[int], logs: Path) -> Iterator[tuple[Server, Path]]:
+    """Run the frontend of NVIDIA Dynamo in front of a worker that generates `ids` (dynamo_worker.py).
+
+    Yields
+    ------
+    The frontend, and a file with the seconds between two tokens of a stream.
+    """
+    port, pace = free_port("127.0.0.1"), logs / "dynamo-pace"
+    pace.write_text("0")
+    discovery = {"DYN_FILE_KV": str(logs / "dynamo-discovery"), "DYN_LOG": "warn"}
+    worker = [str(python), str(Path(__file__).with_name("dynamo_worker.py")), "--folder", str(folder)]
+    worker += ["--model", model, "--ids", ",".join(map(str, ids)), "--pace", str(pace)]
+    frontend = [str(python), "-m", "dynamo.frontend", "--http-host", "127.0.0.1", "--http-port", str(port)]
+    frontend += ["--router-mode", "round-robin", "--discovery-backend", "file", "--request-plane", "tcp"]
+    frontend += ["--response-plane", "tcp", "--event-plane", "zmq"]
+    with (
+        _process("dynamo worker", worker, logs, discovery),
+        _served("dynamo", frontend, port, logs, "/v1/models", [model], discovery) as server,
+    ):
+        yield server, pace
+
+
+@contextlib.contextmanager
+def _process(
+    name: str, command: list[str], logs: Path, variables: Mapping[str, str]
+) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """Run a process, with further environment variables; yield it and its log."""
     log = logs / f"{name.replace(' ', '-')}.log"
     with log.open("wb") as sink:
         try:
@@ -111,10 +140,32 @@ def _served(name: str, command: list[str], port: int, logs: Path, route: str, ex
                 stdout=sink,
                 stderr=sink,
                 process_group=0,
+                env={**os.environ, **variables},
             )
         except OSError as error:
             raise BenchError(f"{name} cannot be started: {error}") from error
     try:
+        yield process, log
+    finally:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(5)
+
+
+@contextlib.contextmanager
+def _served(
+    name: str,
+    command: list[str],
+    port: int,
+    logs: Path,
+    route: str,
+    expected: list[str],
+    variables: Mapping[str, str] = {},
+) -> Iterator[Server]:
+    """Run a server, and yield it once the answer of `route` contains all of `expected`."""
+    with _process(name, command, logs, variables) as (process, log):
         deadline = time.monotonic() + _START_TIMEOUT_S
         while True:
             with contextlib.suppress(OSError):
@@ -127,12 +178,6 @@ def _served(name: str, command: list[str], port: int, logs: Path, route: str, ex
         import psutil
 
         yield Server(name, port, psutil.Process(process.pid))
-    finally:
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(5)
 
 
 def _get(port: int, route: str, body: bytes | None = None) -> str:
@@ -145,10 +190,17 @@ def set_pace(mock: Server, interval_s: float) -> None:
     _get(mock.port, "/simulate/pace", msgspec.json.encode({"interval_s": interval_s}))
 
 
-def result(benchmark: str, note: str, plan: Any, router: Path | None, systems: dict[str, Any]) -> dict[str, Any]:
+def result(
+    benchmark: str,
+    note: str,
+    plan: Any,
+    router: Path | None,
+    systems: dict[str, Any],
+    dynamo_python: Path | None = None,
+) -> dict[str, Any]:
     """Return what a measurement of several systems writes: its settings, where and when, and the figures of each."""
     described = describe()
-    described["versions"] |= versions(router)
+    described["versions"] |= versions(router, dynamo_python)
     whole = {
         "benchmark": benchmark,
         "note": note,
@@ -160,15 +212,23 @@ def result(benchmark: str, note: str, plan: Any, router: Path | None, systems: d
     return dict(msgspec.to_builtins(whole))
 
 
-def versions(router: Path | None) -> dict[str, str]:
-    """Return the versions of what serves, the router's too, if there is one."""
+def versions(router: Path | None, dynamo_python: Path | None = None) -> dict[str, str]:
+    """Return the versions of what serves, those of the router and of Dynamo too, where they are given."""
     found = {name: importlib.metadata.version(name) for name in ("httptools", "msgspec", "tokenizers", "uvloop")}
+    # Both have environments of their own.
     if router is not None:
-        # The router has its own environment.
-        ask = "from importlib.metadata import version; print(version('vllm-router'))"
-        with contextlib.suppress(OSError, subprocess.SubprocessError):
-            asked = subprocess.run(  # noqa: S603 - the operator's own
-                [router.parent / "python", "-c", ask], capture_output=True, text=True, timeout=30, check=True
-            )
-            found["vllm-router"] = asked.stdout.strip()
+        found |= _version(router.parent / "python", "vllm-router")
+    if dynamo_python is not None:
+        found |= _version(dynamo_python, "ai-dynamo")
     return found
+
+
+def _version(python: Path, package: str) -> dict[str, str]:
+    """Return the version of a package for an interpreter; nothing where it cannot be found out."""
+    ask = f"from importlib.metadata import version; print(version({package!r}))"
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        asked = subprocess.run(  # noqa: S603 - the operator's own
+            [python, "-c", ask], capture_output=True, text=True, timeout=30, check=True
+        )
+        return {package: asked.stdout.strip()}
+    return {}

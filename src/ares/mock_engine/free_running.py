@@ -32,7 +32,7 @@ from ares.protocol.fields import RequestState
 from ares.simulator.profile import Profile, StepTimeModel
 
 # The output of every request, repeated; each of its tokens has its own text.
-_TEXT = " The quick brown fox jumps over the lazy dog while the sun sets slowly behind the old stone bridge."
+TEXT = " The quick brown fox jumps over the lazy dog while the sun sets slowly behind the old stone bridge."
 _MAX_MODEL_LEN = 1 << 20
 # Repetitions of the output in one write where the client alone sets the pace.
 _REPETITIONS = 4
@@ -134,7 +134,7 @@ class FreeRunningInstance:
         self.boot = uuid.uuid4().hex
         self.connections: set[Connection] = set()
         self.interval_s = 0.0
-        ids = tuple(tokenizer.encode(_TEXT, add_special_tokens=False).ids)
+        ids = tuple(tokenizer.encode(TEXT, add_special_tokens=False).ids)
         self._model = MockModel(ids, ids[0], tokenizer.get_vocab_size())
         self._texts = [tokenizer.decode([token]) for token in ids]
         self._streams: dict[PreparedStream, None] = {}

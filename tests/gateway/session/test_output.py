@@ -1,7 +1,7 @@
 """Tokens of a stream go to the client once and in order, whether it keeps up or not."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 import pytest
@@ -48,10 +48,7 @@ class EagerClient(Client, TokenEmitter):
     def __call__(self, batch: list[Delta]) -> bool | Coroutine[Any, Any, bool]:
         return self.emit(batch)
 
-    def token_taker(self) -> Callable[[int], bool]:
-        return self._take
-
-    def _take(self, token_id: int) -> bool:
+    def take_token(self, token_id: int) -> bool:
         if self.behind:
             return False
         self.alone.append(token_id)

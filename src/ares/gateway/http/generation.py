@@ -5,7 +5,6 @@ import logging
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -20,6 +19,7 @@ from ares.gateway.control.backlog import BacklogReservation
 from ares.gateway.http import request_span
 from ares.gateway.http.access import take_streams
 from ares.gateway.http.chosen import gateway_for
+from ares.gateway.http.emitters import NewEmitter, StreamEmitter, WholeEmitter
 from ares.gateway.http.responses import EventStream, Write, cleanup, error, until_disconnect, valid_request_id
 from ares.gateway.openai.body import BadRequestError
 from ares.gateway.openai.parsing import OutputFormat, ParserFailedError
@@ -27,11 +27,10 @@ from ares.gateway.openai.replies import Choice, Envelope, Shown, usage
 from ares.gateway.openai.requests import ChatRequest, CompletionRequest, GenerationRequest
 from ares.gateway.openai.sampling import Sampling
 from ares.gateway.openai.text import Detokenizer, TemplateError, Truncation, UnspacedDetokenizer
-from ares.gateway.pool.delta import Delta, EngineLostError, EngineRefusedError
+from ares.gateway.pool.delta import EngineLostError, EngineRefusedError
 from ares.gateway.pool.instance import NoInstanceError
 from ares.gateway.service import Gateway
 from ares.gateway.session.objectives import Objective
-from ares.gateway.session.output import TokenEmitter
 from ares.gateway.shutdown import ShuttingDownError
 from ares.gateway.tracing.span import NO_SPAN, Span
 from ares.protocol.fields import CLASS_HEADER, REQUEST_ID_HEADER
@@ -68,46 +67,6 @@ class Sequence:
     """Tokens of the prompt that were cached where it was prefilled; None where that is not known."""
 
 
-class TokenSink(ABC):
-    """Takes the tokens of a request's choices."""
-
-    __slots__ = ()
-
-    @abstractmethod
-    def take(self, choice: Choice, batch: list[Delta]) -> bool | Coroutine[Any, Any, bool]:
-        """Take new tokens; return what `Emit` does."""
-
-    def take_token(self, choice: Choice, token_id: int) -> bool:
-        """Take a token in the middle of an output; return whether that was done."""
-        return False
-
-
-class _Emitter(TokenEmitter):
-    """Gives the tokens of a sequence to a sink, and measures the first."""
-
-    __slots__ = ("_accepted", "_choice", "_sink", "first_at", "span")
-
-    def __init__(self, accepted: "AcceptedRequest", choice: Choice, sink: TokenSink) -> None:
-        self._accepted, self._choice, self._sink = accepted, choice, sink
-        self.span = accepted.span
-        self.first_at = 0.0
-
-    def __call__(self, batch: list[Delta]) -> bool | Coroutine[Any, Any, bool]:
-        if not self.first_at:
-            self._measure_first()
-        return self._sink.take(self._choice, batch)
-
-    def token_taker(self) -> Callable[[int], bool]:
-        return partial(self._sink.take_token, self._choice)
-
-    def _measure_first(self) -> None:
-        self.first_at = time.monotonic()
-        accepted, ttft_s = self._accepted, self.first_at - self._accepted.arrived
-        accepted.gateway.metrics.ttft.observe(ttft_s)
-        accepted.gateway.recent.ttft_s.add(ttft_s)
-        self.span.set({"gen_ai.latency.time_to_first_token": ttft_s})
-
-
 @dataclass(slots=True)
 class AcceptedRequest:
     """A request that has been checked and tokenised, with one sequence for each choice."""
@@ -138,15 +97,22 @@ class AcceptedRequest:
             counted["prompt_tokens_details"] = {"cached_tokens": cached}
         return counted
 
-    async def generate(self, sequence: Sequence, sink: TokenSink) -> None:
+    async def generate(self, sequence: Sequence, new_emitter: NewEmitter) -> None:
         """Generate one sequence, and measure it."""
         metrics, recent = self.gateway.metrics, self.gateway.recent
-        emit = _Emitter(self, sequence.choice, sink)
+        span = self.span
+
+        def measure_first(at: float) -> None:
+            metrics.ttft.observe(at - self.arrived)
+            recent.ttft_s.add(at - self.arrived)
+            span.set({"gen_ai.latency.time_to_first_token": at - self.arrived})
+
+        emit = new_emitter(sequence.choice, measure_first)
         metrics.prompt_tokens.inc(len(sequence.prompt))
         try:
             # Without an await before `generate`: the session counts at every moment, and once.
             self.reservation.use(len(sequence.prompt))
-            with request_span.of_sequence(self.span, sequence.name, len(self.sequences)) as emit.span:
+            with request_span.of_sequence(self.span, sequence.name, len(self.sequences)) as span:
                 sequence.cached_tokens = await self.gateway.generate(
                     sequence.name,
                     sequence.prompt,
@@ -154,7 +120,7 @@ class AcceptedRequest:
                     emit,
                     self.objective,
                     lambda: sequence.choice.reasoning_tokens,
-                    emit.span,
+                    span,
                 )
         finally:
             tokens = sequence.choice.completion_tokens
@@ -164,15 +130,15 @@ class AcceptedRequest:
             metrics.tpot.observe(tpot)
             recent.tpot_s.add(tpot)
 
-    async def generate_all(self, sink: TokenSink) -> None:
+    async def generate_all(self, new_emitter: NewEmitter) -> None:
         """Generate all sequences concurrently; the first failure cancels the others."""
         if len(self.sequences) == 1:
-            await self.generate(self.sequences[0], sink)
+            await self.generate(self.sequences[0], new_emitter)
             return
         try:
             async with asyncio.TaskGroup() as group:
                 for sequence in self.sequences:
-                    group.create_task(self.generate(sequence, sink))
+                    group.create_task(self.generate(sequence, new_emitter))
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
 
@@ -473,53 +439,13 @@ def _checked(gateway: Gateway, ids: list[int]) -> list[int]:
     return ids
 
 
-class _Written(TokenSink):
-    """Writes tokens to the client of a stream."""
-
-    __slots__ = ("_write",)
-
-    def __init__(self, write: Write) -> None:
-        self._write = write
-
-    def take(self, choice: Choice, batch: list[Delta]) -> bool | Coroutine[Any, Any, bool]:
-        if choice.slow:
-            return self._in_thread(choice, batch)
-        data = choice.stream(batch)
-        return choice.finish_reason is not None if self._write.now(data) else self._when_read(choice, data)
-
-    def take_token(self, choice: Choice, token_id: int) -> bool:
-        at_once = self._write.at_once
-        if at_once is None or not at_once.possible or not (data := choice.stream_token(token_id)):
-            return False
-        at_once(data)
-        self._write.last_at = time.monotonic()
-        return True
-
-    async def _when_read(self, choice: Choice, data: bytes) -> bool:
-        await self._write(data)
-        return choice.finish_reason is not None
-
-    async def _in_thread(self, choice: Choice, batch: list[Delta]) -> bool:
-        return await self._when_read(choice, await asyncio.to_thread(choice.stream, batch))
-
-
-class _Collected(TokenSink):
-    """Keeps tokens for a reply that is sent as a whole."""
-
-    __slots__ = ()
-
-    def take(self, choice: Choice, batch: list[Delta]) -> bool:
-        choice.collect(batch)
-        return choice.finish_reason is not None
-
-
 async def _stream(accepted: AcceptedRequest, write: Write) -> None:
     """Generate a reply and write it as a stream of events; a failure is its last one."""
     form = accepted.form
     outcome, failed = "cancelled", None
     try:
         await write(form.opening(accepted))
-        await accepted.generate_all(_Written(write))
+        await accepted.generate_all(partial(StreamEmitter, write))
         outcome = "completed"
         await write(form.ending(accepted))
     except Exception as failure:
@@ -539,7 +465,7 @@ async def _whole(accepted: AcceptedRequest, request: Request, headers: dict[str,
 
     outcome, failed = "cancelled", None
     try:
-        if not await until_disconnect(accepted.generate_all(_Collected()), receive):
+        if not await until_disconnect(accepted.generate_all(WholeEmitter), receive):
             return error(499, _CLIENT_LEFT)
         long = any(sequence.choice.completion_tokens > _LONG_OUTPUT_TOKENS for sequence in accepted.sequences)
         body = await asyncio.to_thread(accepted.form.whole, accepted) if long else accepted.form.whole(accepted)

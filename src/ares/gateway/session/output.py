@@ -24,8 +24,8 @@ class TokenEmitter(ABC):
         """Take new tokens, as any `Emit`."""
 
     @abstractmethod
-    def token_taker(self) -> Callable[[int], bool]:
-        """Return what takes a token in the middle of an output, unless it returns False: then it comes in a batch."""
+    def take_token(self, token_id: int) -> bool:
+        """Take a token in the middle of an output; return whether that was done: otherwise it is to come in a batch."""
 
 
 @dataclass(slots=True)
@@ -98,7 +98,7 @@ class Relay:
 
     def __init__(self, stream: Stream, output: Output, emit: Emit) -> None:
         self._stream, self._output, self._emit = stream, output, emit
-        self._emit_token = emit.token_taker() if isinstance(emit, TokenEmitter) else _not_taken
+        self._emit_token = emit.take_token if isinstance(emit, TokenEmitter) else _not_taken
         self._begun = False
         # The last of tokens that the client did not take at once, or that complete the output, and what `emit` said.
         self._unfinished: tuple[Delta, bool | Coroutine[Any, Any, bool]] | None = None
