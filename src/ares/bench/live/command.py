@@ -77,12 +77,12 @@ async def _measure(
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     with progress_display(console, *columns) as progress:
         for number, planned in enumerate(rounds):
-            # A B, B A, ...: a drift over time affects all presets alike.
-            order = presets if number % 2 == 0 else presets[::-1]
             runs = []
-            for name in order:
+            for name in load.order(presets, number):
                 task = progress.add_task(f"round {number + 1}, {name}", total=len(planned))
-                runs.append(await client.run_preset(url, model, name, planned, partial(progress.advance, task)))
+                # The same prompts for all, and cached for none.
+                own = load.salted(planned, f"{number}-{name}")
+                runs.append(await client.run_preset(url, model, name, own, partial(progress.advance, task)))
             every.append(runs)
     return every, instances, warm
 

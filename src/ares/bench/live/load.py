@@ -70,3 +70,14 @@ def from_workload(work: Workload, seed: int) -> list[Planned]:
 def renamed(planned: list[Planned], prefix: str) -> list[Planned]:
     """Return the same requests under other names, so that those of two rounds differ."""
     return [replace(each, name=prefix + each.name) for each in planned]
+
+
+def salted(planned: list[Planned], salt: str) -> list[Planned]:
+    """Return the same requests with a cache salt: they find nothing cached that a run with another salt has left."""
+    return [replace(each, body={**each.body, "cache_salt": salt}) for each in planned]
+
+
+def order(presets: list[str], round_number: int) -> list[str]:
+    """Return the presets in the order of a round: in as many rounds as there are, each comes once at each place."""
+    first = round_number % len(presets)
+    return presets[first:] + presets[:first]

@@ -15,6 +15,7 @@ from rich.progress import MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
 from ares.bench import sse
 from ares.bench.environment import describe, write
+from ares.bench.live import load
 from ares.bench.live.client import Observed, gateway_status, wait_until_idle
 from ares.bench.live.conversations import Conversation, converse, reusable_tokens
 from ares.bench.percentiles import median_interval, percentiles
@@ -51,7 +52,7 @@ async def _run(
     url: str,
     model: str,
     preset: str,
-    load: list[Conversation],
+    conversations: list[Conversation],
     salt: str,
     simulated: "Simulated | None",
     done: Callable[[], None],
@@ -63,24 +64,26 @@ async def _run(
             reply.raise_for_status()
         before = await _computed(http, await gateway_status(http, url))
         start = time.monotonic() + _LEAD_S
-        seen = await asyncio.gather(*(converse(http, url, model, one, start, salt, done) for one in load))
+        seen = await asyncio.gather(*(converse(http, url, model, one, start, salt, done) for one in conversations))
         await wait_until_idle(http, url)
         computed = await _computed(http, await gateway_status(http, url)) - before
-    found = figures(preset, load, list(seen), computed)
+    found = figures(preset, conversations, list(seen), computed)
     if simulated is not None:
-        found["simulated_hit_rate"] = simulated.hit_rate(preset, load, seen)
+        found["simulated_hit_rate"] = simulated.hit_rate(preset, conversations, seen)
     return found
 
 
-def figures(preset: str, load: list[Conversation], seen: list[list[Observed]], computed: float) -> dict[str, Any]:
+def figures(
+    preset: str, conversations: list[Conversation], seen: list[list[Observed]], computed: float
+) -> dict[str, Any]:
     """Return the figures of a run in which instances have computed so many tokens of prompts."""
     came = [one for turns in seen for one in turns if one.error is None]
     later = [one for turns in seen for one in turns[1:] if one.error is None]
     prompts = sum(one.prompt_tokens for one in came)
-    reusable = reusable_tokens(load)
+    reusable = reusable_tokens(conversations)
     return {
         "preset": preset,
-        "turns": sum(len(one.turns) for one in load),
+        "turns": sum(len(one.turns) for one in conversations),
         "failed": sum(one.error is not None for turns in seen for one in turns),
         "errors": sorted({one.error for turns in seen for one in turns if one.error is not None})[:_ERRORS],
         "ttft_first_turns_s": percentiles([turns[0].ttft_s for turns in seen if turns[0].error is None], 50, 99),
@@ -106,14 +109,13 @@ async def _measure(
     every = []
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     with progress_display(console, *columns) as progress:
-        for number, load in enumerate(rounds):
-            order = presets if number % 2 == 0 else presets[::-1]
+        for number, chats in enumerate(rounds):
             runs = []
-            for name in order:
-                turns = sum(len(one.turns) for one in load)
+            for name in load.order(presets, number):
+                turns = sum(len(one.turns) for one in chats)
                 task = progress.add_task(f"round {number + 1}, {name}", total=turns)
                 salt = f"{number}-{name}"
-                runs.append(await _run(url, model, name, load, salt, simulated, partial(progress.advance, task)))
+                runs.append(await _run(url, model, name, chats, salt, simulated, partial(progress.advance, task)))
             every.append(sorted(runs, key=lambda run: presets.index(run["preset"])))
     return every
 
