@@ -41,7 +41,7 @@ class Worker:
             step, self._step = self._step, asyncio.Event()
             step.set()
 
-    async def generate(self, request: dict[str, Any], _context: object) -> AsyncIterator[dict[str, Any]]:
+    async def generate(self, request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
         """Yield the tokens of a request, one at a time."""
         count = request["stop_conditions"]["max_tokens"]
         paced = self._interval_s() > 0

@@ -58,6 +58,7 @@ class _System:
 
     server: Server
     parses: bool = False
+    role_event: bool = True
     cpu_s: dict[str, list[float]] = field(default_factory=lambda: {mode: [] for mode in _MODES})
     chunks_per_read: dict[str, list[float]] = field(default_factory=lambda: {mode: [] for mode in _MODES})
     first_token_s: list[float] = field(default_factory=list)
@@ -135,7 +136,7 @@ def _run(
         pace: Path | None = None
         if dynamo is not None:
             server, pace = stack.enter_context(servers.dynamo(dynamo, folder, plan.model, _ids(folder), logs))
-            systems.append(_System(server))
+            systems.append(_System(server, role_event=False))
         for system in systems:  # a warm-up run of everything
             uvloop.run(_read_streams(system, plan.model, plan.streams, 50))
         direct = _System(mocks["decode"])
@@ -149,7 +150,7 @@ def _run(
             for _ in range(plan.first_tokens):
                 for system in (direct, *systems):
                     (reply,) = uvloop.run(_read_streams(system, plan.model, 1, _FIRST_TOKENS))
-                    system.first_token_s.append(sse.first_token_s(reply, _FIRST_TOKENS))
+                    system.first_token_s.append(sse.first_token_s(reply, _FIRST_TOKENS, role_event=system.role_event))
         return {system.server.name: _figures(system, direct) for system in systems}
 
 
@@ -170,7 +171,7 @@ def _measure(system: _System, mode: str, model: str, streams: int, tokens: int) 
     replies = uvloop.run(_read_streams(system, model, streams, tokens))
     spent = system.server.cpu() - before
     system.cpu_s[mode].append(spent / (streams * tokens) * 100_000)
-    events = streams * (tokens + sse.OTHER_EVENTS)
+    events = streams * (tokens + sse.OTHER_EVENTS - (not system.role_event))
     system.chunks_per_read[mode].append(events / sum(len(reply.data) for reply in replies))
     system.rss_mb = max(system.rss_mb, system.server.rss_mb())
 
@@ -199,7 +200,7 @@ async def _read_streams(system: _System, model: str, streams: int, tokens: int) 
     request = sse.request_bytes("/v1/chat/completions", body)
     replies = await sse.read_at_once([request] * streams, [system.server.port], _GRACE_S + tokens)
     for reply in replies:
-        sse.check_chat(reply, tokens)
+        sse.check_chat(reply, tokens, role_event=system.role_event)
     sse.check_same_text(replies)
     return replies
 

@@ -217,20 +217,26 @@ def read_chunks(body: bytes) -> Iterator[Chunk]:
                 return
 
 
-def check_chat(reply: RawReply, tokens: int) -> None:
+def check_chat(reply: RawReply, tokens: int, *, role_event: bool = True) -> None:
     """Check that every token of a streamed chat has come.
+
+    Parameters
+    ----------
+    role_event
+        Whether the role has an event of its own, as from vLLM, before that of the first token.
 
     Raises
     ------
     StreamError
-        The stream broke, or its events are not one a token, one for the role and `[DONE]`.
+        The stream broke, or its events are not one a token, that of the role and `[DONE]`.
     """
     if not reply.complete:
         begin = b"".join(reply.data)[:500]
         raise StreamError(f"the stream broke ({reply.finished.result()!r}); it began with {begin!r}")
     events = sum(count for _, count in reply.events_of_reads())
-    if events != tokens + OTHER_EVENTS:
-        raise StreamError(f"{events} events arrived instead of {tokens + OTHER_EVENTS}")
+    expected = tokens + OTHER_EVENTS - (not role_event)
+    if events != expected:
+        raise StreamError(f"{events} events arrived instead of {expected}")
 
 
 def check_same_text(replies: Sequence[RawReply]) -> None:
@@ -242,13 +248,13 @@ def check_same_text(replies: Sequence[RawReply]) -> None:
         raise StreamError("the streams have different texts, although all get the same tokens")
 
 
-def first_token_s(reply: RawReply, tokens: int) -> float:
-    """Return the seconds from a chat's request to the read with its first token, the second event; see `check_chat`."""
-    check_chat(reply, tokens)
+def first_token_s(reply: RawReply, tokens: int, *, role_event: bool = True) -> float:
+    """Return the seconds from a chat's request to the read with its first token; see `check_chat`."""
+    check_chat(reply, tokens, role_event=role_event)
     events = 0
     for moment, count in reply.events_of_reads():
         events += count
-        if events > 1:
+        if events > role_event:
             return moment - reply.started
     raise StreamError("the stream has no token")
 
