@@ -52,7 +52,7 @@ class Worker:
             yield token if n < count - 1 else {**token, "finish_reason": "length"}
 
     def _interval_s(self) -> float:
-        return float(self._pace.read_text())
+        return float(self._pace.read_text() or 0)  # empty while it is being written
 
 
 async def _serve(folder: str, model: str, ids: list[int], pace: Path) -> None:
