@@ -38,7 +38,7 @@ CARRIED: dict[str, dict[str, Any]] = {
     "seed-penalties": {"seed": 11, "temperature": 1.5, "frequency_penalty": 1.0, "presence_penalty": 0.5},
     "mixture": {"seed": 2, "temperature": 1.0, "top_p": 0.9, "frequency_penalty": 0.5, "min_tokens": 40},
     "minimum-penalty": {
-        "min_tokens": 40,
+        "min_tokens": 58,
         "ignore_eos": False,
         "presence_penalty": 0.5,
         "logit_bias": {"2": 100.0},
