@@ -323,18 +323,26 @@ class Gateway:
             if waiting + count > self.config.maximum_waiting:
                 wanted = f", and {count} would come" if count > 1 else ""
                 raise QueueFullError(f"{waiting} requests wait already{wanted}")
-            self.check_backlog_tokens(but=count)
+            self.check_backlog_tokens(count)
             unless_full.pop_all()
         return reservation
 
-    def check_backlog_tokens(self, but: int) -> None:
-        """Raise QueueFullError where the limit of the tokens of the waiting requests is reached.
+    def check_backlog_tokens(self, count: int, prompt_tokens: int = 1) -> None:
+        """Raise QueueFullError where the tokens of the waiting requests would exceed their limit.
 
-        `but` is how many of those that wait ask.
+        A request that alone exceeds it is taken where no other one waits.
+
+        Parameters
+        ----------
+        count
+            How many of those that wait, without tokens yet, are the sequences of the request that asks.
+        prompt_tokens
+            Tokens of all their prompts.
         """
         waiting, tokens = self.backlog.everywhere()
-        if tokens >= self.maximum_waiting_tokens:
-            raise QueueFullError(f"{waiting - but} requests of {tokens} tokens wait already")
+        if tokens and tokens + prompt_tokens > self.maximum_waiting_tokens:
+            wanted = f", and {prompt_tokens} would come" if prompt_tokens > 1 else ""
+            raise QueueFullError(f"{waiting - count} requests of {tokens} tokens wait already{wanted}")
 
     @property
     def retry_after_s(self) -> int:

@@ -148,7 +148,7 @@ async def test_who_waits_in_an_engine_fills_the_queue(
 async def test_a_queue_is_full_by_the_tokens_that_it_will_take_too(
     fakes: list[FakeInstance], model_folder: Path
 ) -> None:
-    async with serving(fakes, model_folder, maximum_waiting_tokens=1000) as service:
+    async with serving(fakes, model_folder, maximum_waiting_tokens=1200) as service:
         await eventually(lambda: all(i.health.healthy and i.state.hello for i in service.gateway.pool.instances), 15)
         fakes[0].faults.hang = True
         # 400 tokens each: 300 of the prompt, and a limit of 100 that lies below what outputs usually have.
@@ -165,6 +165,29 @@ async def test_a_queue_is_full_by_the_tokens_that_it_will_take_too(
         await eventually(lambda: len(service.gateway.backlog) == 0)
         fakes[0].faults.hang = False
         assert (await service.complete()).status_code == 200
+        assert service.gateway.backlog.tokens == 0
+
+
+async def test_a_request_of_many_prompts_does_not_overfill_a_queue(
+    fakes: list[FakeInstance], model_folder: Path
+) -> None:
+    async with serving(fakes, model_folder, maximum_waiting_tokens=1000) as service:
+        await eventually(lambda: all(i.health.healthy and i.state.hello for i in service.gateway.pool.instances), 15)
+        fakes[0].faults.hang = True
+        many = {"prompt": [[10] * 200] * 3, "n": 2}
+        # Nobody waits: it is taken, although it is larger than the limit by itself.
+        waiting = [asyncio.create_task(service.complete(**many))]
+        await eventually(lambda: len(service.gateway.sessions) == 6)
+        waiting[0].cancel()
+        await eventually(lambda: len(service.gateway.backlog) == 0)
+        waiting.append(asyncio.create_task(service.complete(prompt=[10] * 100, max_tokens=1)))
+        await eventually(lambda: len(service.gateway.sessions) == 1)
+        held = service.gateway.backlog.tokens
+        message = failure(await service.complete(**many), 503)["message"]
+        assert message == f"1 requests of {held} tokens wait already, and 1200 would come"
+        waiting[1].cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        await eventually(lambda: len(service.gateway.backlog) == 0)
         assert service.gateway.backlog.tokens == 0
 
 

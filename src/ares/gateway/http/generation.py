@@ -262,8 +262,9 @@ async def _accept(
     envelope = Envelope(f"{form.id_prefix}{request_id}", adapter or gateway.names[0], chat)
     prompts = await tokenise(gateway, body, request)
     output_format = _output_format(gateway, body, prompts[0])
-    gateway.check_backlog_tokens(but=count)  # other requests have arrived meanwhile
-    reservation.add_tokens(sum(len(prompt.ids) for prompt in prompts) * body.n)
+    prompt_tokens = sum(len(prompt.ids) for prompt in prompts) * body.n
+    gateway.check_backlog_tokens(count, prompt_tokens)
+    reservation.add_tokens(prompt_tokens)
     maximum = await _maximum_model_tokens(gateway, request)
     sequences: list[Sequence] = []
     single = len(prompts) * body.n == 1
