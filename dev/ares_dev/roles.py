@@ -302,7 +302,7 @@ def command(
 
 
 def _show(runs: list[dict[str, Any]]) -> None:
-    table = tables.table("way", "phase", "objectives met", "TTFT p50 s", "p99", "TPOT p50 ms", "p99", title="")
+    table = tables.table("way", "phase", "SLOs met", "TTFT p50 s", "p99", "TPOT p50 ms", "p99", title="")
     for run_ in runs:
         for number, one in enumerate([*run_["phases"], run_["all"]], 1):
             name = str(number) if number <= len(run_["phases"]) else "all"

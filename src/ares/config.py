@@ -170,7 +170,7 @@ class GatewayConfig(BaseSettings):
     role_planner_settings: dict[str, float] = Field(default_factory=dict, examples=[{"cooldown_s": 60}])
     """Settings of the planner that replace its own."""
     cooldown_s: float | None = Field(default=None, ge=0)
-    """The policy does not move a request again for this long; by default its own `cooldown_s`, or 3 s."""
+    """The policy does not move a request again for this long; by default 3 s, or what the preset's settings say."""
     commanded_cooldown_s: float = Field(default=60.0, ge=0)
     """And one that was moved by command (`ares migrate`) for this long, unless it must leave its instance."""
     handover_timeout_s: float = Field(default=10.0, gt=0, le=20)
@@ -179,7 +179,7 @@ class GatewayConfig(BaseSettings):
     """Seconds that running requests have to finish when the gateway is told to stop."""
     maximum_attempts: int = Field(default=3, gt=0)
     """Losses of its instance that a request survives, and one more for each 64 tokens that it generates after one; and
-    instances that are tried for each step of its way."""
+    instances that are tried for one prefill, or one start of decoding."""
     max_body_bytes: int = Field(default=8 << 20, gt=0)
     """Largest request body."""
     max_head_bytes: int = Field(default=32 << 10, gt=0)

@@ -122,9 +122,9 @@ def test_the_status_fits_80_columns(gateway: str, monkeypatch: pytest.MonkeyPatc
     assert shown.exit_code == 0, shown.output
     lines = [line.split() for line in shown.stdout.splitlines()]
     assert max(map(len, shown.stdout.splitlines())) <= 80
-    assert ["decode-0", "decode", "ok", "12", "0", "75%", "4,096", "3"] in lines
+    assert ["decode-0", "decode", "ready", "12", "0", "75%", "4,096", "3"] in lines
     assert ["decode-1", "decode", "draining", "12", "0", "75%", "4,096", "3"] in lines
-    assert ["decode-2", "decode", "silent", "-", "-", "-", "-", "-"] in lines
+    assert ["decode-2", "decode", "not ready", "-", "-", "-", "-", "-"] in lines
     assert [REQUEST["id"], "decode-0", "512", "120", "(900)", "1", "speculation"] in lines
     moved, returned = (line for line in lines if "→" in line)
     assert moved[:4] == [MOVE["request_id"], "decode-0", "→", "decode-1"]
@@ -179,7 +179,7 @@ def test_long_names_fit_80_columns(answer: Answer, gateway: str, monkeypatch: py
                    and matching(line.split()[0], IDS) == [request])  # fmt: skip
         assert matching(line.split()[1], HOSTS) == [HOSTS[n % 3]]
     rows = [line.split() for line in lines]
-    assert [matching(row[0], HOSTS) for row in rows if row[1:3] == ["decode", "ok"]] == [[name] for name in HOSTS]
+    assert [matching(row[0], HOSTS) for row in rows if row[1:3] == ["decode", "ready"]] == [[name] for name in HOSTS]
     moves = [row for row in rows if "→" in row]
     assert [matching(row[0], IDS) for row in moves] == [[name] for name in IDS[:2]]
     assert [row[4:] for row in moves] == [["moved", "52"]] * 2

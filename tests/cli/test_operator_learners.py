@@ -86,8 +86,8 @@ def test_the_version_of_each_instance(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     text = printed()
     assert "versions of the predictor" not in text
-    assert ["decode-0", "decode", "ok", "12", "0", "75%", "4,096", "3", CHAMPION[:12]] in words(text)
-    assert ["decode-1", "decode", "ok", "12", "0", "75%", "4,096", "3", "-"] in words(text)
+    assert ["decode-0", "decode", "ready", "12", "0", "75%", "4,096", "3", CHAMPION[:12]] in words(text)
+    assert ["decode-1", "decode", "ready", "12", "0", "75%", "4,096", "3", "-"] in words(text)
 
 
 def test_the_newest_events_come_last() -> None:

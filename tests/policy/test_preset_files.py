@@ -53,6 +53,11 @@ def test_settings_come_from_the_file_then_from_those_beside_it() -> None:
             "unknown setting 'horizon'; known: theta, minimum_gain",
         ),
         ({"rebalance": {"name": "ares", "theta": "0.1"}}, "setting theta must be a number, not '0.1'"),
+        (
+            {"copies": {"name": "most_saved", "link_bytes_s": "2e8"}},  # as YAML gives `link_bytes_s: 2e8`
+            r"must be a number, not '2e8' \(YAML takes this for text: write 200000000.0\)",
+        ),
+        ({"copies": {"name": "most_saved", "at_once": "1e1"}}, r"a whole number, not '1e1' \(.*: write 10\)"),
         ({"rebalance": {"name": "ares", "theta": float("nan")}}, "theta must be a number, not nan"),
         ({"rebalance": {"name": "ares", "points": 2.5}}, "points must be a whole number"),
         ({"rebalance": {"name": "ares", "points": True}}, "points must be a whole number"),

@@ -128,9 +128,9 @@ Read = Callable[[Row, _Names], Any]
 
 
 def _state(row: Row, _: _Names) -> str:
-    return (
-        "silent" if not row["healthy"] else "leaving" if row.get("leaving") else "draining" if row["draining"] else "ok"
-    )
+    if not row["healthy"]:
+        return "not ready"
+    return "leaving" if row.get("leaving") else "draining" if row["draining"] else "ready"
 
 
 def _role(row: Row, _: _Names) -> str:

@@ -13,7 +13,7 @@ Policies = Annotated[
     list[str] | None, typer.Option("--policy", help="Python file that registers a policy; may be repeated.")
 ]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="Setting of the presets, as rebalance.theta=0.2; may be repeated.")
+    list[str] | None, typer.Option("--set", help="A setting of the preset, as rebalance.theta=0.2; repeat for each.")
 ]
 OtlpTracesEndpoint = Annotated[
     str | None,

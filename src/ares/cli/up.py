@@ -60,8 +60,8 @@ def up(
     predictor: Annotated[
         str | None,
         typer.Option(
-            help="Checkpoint of `ares predictor train`, none, or learn (none at first, with --learn); by default the "
-            "one that ships for the model."
+            help="Checkpoint of `ares predictor train`; none; or learn: begin without one and learn it from the requests. "
+            "By default the one that ships for the model."
         ),
     ] = None,
     learn: Annotated[

@@ -42,8 +42,8 @@ def worker(
     predictor: Annotated[
         str | None,
         typer.Option(
-            help="Checkpoint of `ares predictor train`, none, or learn (--learn, beginning without one); by default "
-            "the one that ships for the model."
+            help="Checkpoint of `ares predictor train`; none; or learn: begin without one and take those of a learner, "
+            "as with --learn. By default the one that ships for the model."
         ),
     ] = None,
     record_hidden_states: Annotated[
@@ -56,7 +56,7 @@ def worker(
         bool | None,
         typer.Option(
             "--learn/--no-learn",
-            help="Record some requests for a learner, and take its predictors (docs/predictor.md).",
+            help="Record some requests for a learner, and take its predictors (docs/learning.md).",
         ),
     ] = None,
     learn_folder: Annotated[

@@ -28,7 +28,7 @@ def make_settings(kind: type[Settings], given: Mapping[str, object]) -> Settings
         wanted = _type(hints, name)
         allowed = (int, float) if wanted is float else (wanted,)
         if type(value) not in allowed or (isinstance(value, float) and not math.isfinite(value)):
-            raise ValueError(f"setting {name} must be {_describe(wanted)}, not {value!r}")
+            raise ValueError(f"setting {name} must be {_describe(wanted)}, not {value!r}{_hint(wanted, value)}")
     return kind(**{name: hints[name](value) for name, value in given.items()})
 
 
@@ -53,6 +53,15 @@ def _type(hints: Mapping[str, type], name: str) -> type:
     if name not in hints:
         raise ValueError(f"unknown setting {name!r}; known: {', '.join(hints) or 'none'}")
     return hints[name]
+
+
+def _hint(wanted: type, value: object) -> str:
+    """Say how to write a number that YAML takes for text, such as ``2e8``."""
+    try:
+        number = float(value) if wanted in (int, float) and isinstance(value, str) else math.nan
+    except ValueError:
+        return ""
+    return f" (YAML takes this for text: write {wanted(number)!r})" if math.isfinite(number) else ""
 
 
 def _describe(wanted: type) -> str:

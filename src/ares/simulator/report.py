@@ -52,7 +52,7 @@ def duration(seconds: float) -> str:
 
 def _table(runs: list[dict[str, Any]]) -> str:
     head = "preset|load|TTFT p50|TTFT p99|TPOT p50|TPOT p99|longest gap p99|goodput, requests/s"
-    head += "|objectives met|preemptions|migrations"
+    head += "|SLOs met|preemptions|migrations"
     cells = [f"<tr>{''.join(f'<th>{name}</th>' for name in head.split('|'))}</tr>"]
     for run in runs:
         values = (

@@ -106,8 +106,8 @@ def command(
     load_factor: Annotated[
         float, typer.Option("--load", help="With --simulate: load as a multiple of capacity.")
     ] = 1.0,
-    requests: Annotated[int, typer.Option(min=2, help="Requests of a run.")] = 60,
-    rate: Annotated[float, typer.Option(min=0.001, help="Requests a second, on real engines.")] = 0.4,
+    requests: Annotated[int, typer.Option(min=2, help="Requests of a run; with multi-turn, conversations.")] = 60,
+    rate: Annotated[float, typer.Option(min=0.001, help="Requests a second on real engines; with multi-turn, conversations a second on any.")] = 0.4,
     limit: Annotated[int, typer.Option(min=2, help="Longest output, on real engines.")] = _LIMIT,
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each preset.")] = 3,
     prefill: Annotated[int, typer.Option(min=0, help="Prefill instances.")] = 1,
@@ -118,7 +118,7 @@ def command(
             min=64, help="Longest sequence of the real engines: vLLM requires KV memory for one such sequence."
         ),
     ] = 2048,
-    kv_bytes: Annotated[str, typer.Option(help="KV memory of each decode instance, on real engines.")] = "100M",
+    kv_bytes: Annotated[str, typer.Option(help="KV memory of each instance, on real engines.")] = "100M",
     block_size: Annotated[
         int | None, typer.Option(min=1, help="Tokens of a KV block of the real engines; by default what vLLM chooses.")
     ] = None,
@@ -136,7 +136,7 @@ def command(
     port: Port = 8010,
     predictor: Annotated[
         str | None,
-        typer.Option(help="Error model for the simulator, as for `ares bench fidelity`."),
+        typer.Option(help="Error model of the simulated runs, as for `ares bench fidelity`; the engines keep their predictor."),
     ] = None,
     json_file: JsonFile = None,
     runs_file: Annotated[

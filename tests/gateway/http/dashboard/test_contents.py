@@ -144,8 +144,8 @@ async def test_states_and_health_are_told_in_words(page: Browser, stage: Stage) 
     assert "41 waiting" in tile
     assert "7 suspended" in tile
     labels = await page.evaluate("[...document.querySelectorAll('#instances th button')].map((b) => b.ariaLabel)")
-    assert [label.split(":")[0].split(", ")[1] for label in labels] == ["healthy", "draining", "lost", "healthy"]
-    assert "2 not healthy" in await page.text("#instances-count")
+    assert [label.split(":")[0].split(", ")[1] for label in labels] == ["ready", "draining", "not ready", "ready"]
+    assert "2 not ready" in await page.text("#instances-count")
     ordinary(page, stage)
 
 

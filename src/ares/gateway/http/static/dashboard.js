@@ -105,7 +105,7 @@ const decode = () => snapshot.instances.filter((one) => one.role !== "prefill");
 
 // --- instances ---
 
-const GLYPHS = { healthy: "●", draining: "◐", leaving: "◐", lost: "✕" };
+const GLYPHS = { ready: "●", draining: "◐", leaving: "◐", "not ready": "✕" };
 const lines = new Map();
 
 function line(name) {
@@ -178,16 +178,16 @@ function drawInstances() {
         `predicted peak ${one.predicted_peak_tokens == null ? "unknown" : Math.round(one.predicted_peak_tokens)}; ${one.pinned} pinned`
       : (one.why ?? "no report");
     set(of.cells.kv, percent(used));
-    set(of.cells.peak, state === "lost" ? "lost" : state === "draining" ? "drains" : one.next_role ? `→ ${one.next_role}` : percent(peak));
-    of.cells.peak.classList.toggle("alarm", peak > 1 || state !== "healthy");
+    set(of.cells.peak, state !== "ready" ? state : one.next_role ? `→ ${one.next_role}` : percent(peak));
+    of.cells.peak.classList.toggle("alarm", peak > 1 || state !== "ready");
     set(of.cells.running, count(one.running));
     set(of.cells.waiting, count(one.waiting));
     of.cells.waiting.classList.toggle("alarm", one.waiting > 0 && one.role !== "prefill");
     set(of.cells.step, one.step_time_s ? seconds(one.step_time_s) : "–");
     set(of.cells.preemptions, count(one.preemptions));
   });
-  const bad = snapshot.instances.filter((one) => health(one) !== "healthy").length;
-  set($("instances-count"), `${snapshot.instances.length}${bad ? ` · ${bad} not healthy` : ""}`);
+  const bad = snapshot.instances.filter((one) => health(one) !== "ready").length;
+  set($("instances-count"), `${snapshot.instances.length}${bad ? ` · ${bad} not ready` : ""}`);
 }
 
 // --- moves, and changes of instances ---
@@ -203,7 +203,7 @@ const commands = new Commands($("command"));
 const list = new RequestList($("rows"), $("spacer"), (id, about, instance) => {
   // With several models, only instances of the request's own take it.
   const model = snapshot.requests.model?.[snapshot.requests.id.indexOf(id)];
-  const able = decode().filter((one) => one.name !== instance && one.model === model && health(one) === "healthy");
+  const able = decode().filter((one) => one.name !== instance && one.model === model && health(one) === "ready");
   commands.move(id, about, able.map((one) => one.name));
 });
 

@@ -113,10 +113,10 @@ export function kv(instance) {
   };
 }
 
-/** One word for the health of an instance. */
+/** The state of an instance, in the words of `ares status`. */
 export function health(instance) {
-  if (!instance.healthy) return "lost";
-  return instance.leaving ? "leaving" : instance.draining ? "draining" : "healthy";
+  if (!instance.healthy) return "not ready";
+  return instance.leaving ? "leaving" : instance.draining ? "draining" : "ready";
 }
 
 /** The role of an instance, and the one that it is about to have. */
