@@ -124,7 +124,7 @@ def test_the_status_fits_80_columns(gateway: str, monkeypatch: pytest.MonkeyPatc
     assert max(map(len, shown.stdout.splitlines())) <= 80
     assert ["decode-0", "decode", "ready", "12", "0", "75%", "4,096", "3"] in lines
     assert ["decode-1", "decode", "draining", "12", "0", "75%", "4,096", "3"] in lines
-    assert ["decode-2", "decode", "not ready", "-", "-", "-", "-", "-"] in lines
+    assert ["decode-2", "decode", "not", "ready", "-", "-", "-", "-", "-"] in lines
     assert [REQUEST["id"], "decode-0", "512", "120", "(900)", "1", "speculation"] in lines
     moved, returned = (line for line in lines if "→" in line)
     assert moved[:4] == [MOVE["request_id"], "decode-0", "→", "decode-1"]

@@ -24,22 +24,36 @@ def gateway(
     ] = None,
     model: Annotated[str | None, typer.Option(help="Hugging Face id or folder of the served model.")] = None,
     config: Annotated[
-        Path | None, typer.Option(help="YAML file of settings; deploy/gateway.yaml has all of them. Variables and flags take precedence.")
+        Path | None,
+        typer.Option(
+            help="YAML file of settings; deploy/gateway.yaml has all of them. Variables and flags take precedence."
+        ),
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to serve on; 127.0.0.1 by default.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to serve on; 8000 by default.")] = None,
     processes: Annotated[
         int | None, typer.Option(metavar="N", help="Processes that serve it together, one core each; 1 by default.")
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="Policy preset, or its YAML file (docs/policy.md); ares by default.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Policy preset, or its YAML file (docs/policy.md); ares by default.")
+    ] = None,
     policy: Policies = None,
     settings: Settings = None,
-    period_s: Annotated[float | None, typer.Option(help="Seconds between two rebalancing decisions; 0.5 by default.")] = None,
+    period_s: Annotated[
+        float | None, typer.Option(help="Seconds between two rebalancing decisions; 0.5 by default.")
+    ] = None,
     cooldown_s: Annotated[
         float | None, typer.Option(help="Seconds for which a request that has moved does not move again; 3 by default.")
     ] = None,
-    slo_ttft_s: Annotated[float | None, typer.Option(help="Objective for the time to first token; 20 by default.")] = None,
-    slo_tpot_s: Annotated[float | None, typer.Option(help="Objective for the time of each further token; by default 1.5 times a step with full memory.")] = None,
+    slo_ttft_s: Annotated[
+        float | None, typer.Option(help="Objective for the time to first token; 20 by default.")
+    ] = None,
+    slo_tpot_s: Annotated[
+        float | None,
+        typer.Option(
+            help="Objective for the time of each further token; by default 1.5 times a step with full memory."
+        ),
+    ] = None,
     slo_gap_s: Annotated[
         str | None,
         typer.Option(
@@ -48,7 +62,9 @@ def gateway(
     ] = None,
     role_planner: Annotated[
         str | None,
-        typer.Option(metavar="off|advise|act", help="Plan the roles of instances by their load (docs/roles.md); off by default."),
+        typer.Option(
+            metavar="off|advise|act", help="Plan the roles of instances by their load (docs/roles.md); off by default."
+        ),
     ] = None,
     decision_log: Annotated[Path | None, typer.Option(help="File for every decision, for `ares replay`.")] = None,
     record: Annotated[Path | None, typer.Option(help="Folder for a recording of the run, for the simulator.")] = None,

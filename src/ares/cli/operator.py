@@ -139,9 +139,14 @@ def undrain(
 
 def role(
     instance: Annotated[str, typer.Argument(help="Name of the instance (see `ares status`).")],
-    role: Annotated[str, typer.Argument(help="prefill, decode or both; its present role ends a change that is under way.")],
+    role: Annotated[
+        str, typer.Argument(help="prefill, decode or both; its present role ends a change that is under way.")
+    ],
     deadline: Annotated[
-        float, typer.Option(min=0, help="Seconds that the change may take; with work of the old role left then, it keeps that role.")
+        float,
+        typer.Option(
+            min=0, help="Seconds that the change may take; with work of the old role left then, it keeps that role."
+        ),
     ] = 60.0,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until it has the role, or keeps the one it had.")] = False,
     url: Url = "http://127.0.0.1:8000",

@@ -60,7 +60,7 @@ def up(
     predictor: Annotated[
         str | None,
         typer.Option(
-            help="Checkpoint of `ares predictor train`; none; or learn: begin without one and learn it from the requests. "
+            help="Checkpoint of `ares predictor train`; none; or learn: begin without one, learned from the requests. "
             "By default the one that ships for the model."
         ),
     ] = None,

@@ -107,7 +107,12 @@ def command(
         float, typer.Option("--load", help="With --simulate: load as a multiple of capacity.")
     ] = 1.0,
     requests: Annotated[int, typer.Option(min=2, help="Requests of a run; with multi-turn, conversations.")] = 60,
-    rate: Annotated[float, typer.Option(min=0.001, help="Requests a second on real engines; with multi-turn, conversations a second on any.")] = 0.4,
+    rate: Annotated[
+        float,
+        typer.Option(
+            min=0.001, help="Requests a second on real engines; with multi-turn, conversations a second on any."
+        ),
+    ] = 0.4,
     limit: Annotated[int, typer.Option(min=2, help="Longest output, on real engines.")] = _LIMIT,
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each preset.")] = 3,
     prefill: Annotated[int, typer.Option(min=0, help="Prefill instances.")] = 1,
@@ -136,7 +141,9 @@ def command(
     port: Port = 8010,
     predictor: Annotated[
         str | None,
-        typer.Option(help="Error model of the simulated runs, as for `ares bench fidelity`; the engines keep their predictor."),
+        typer.Option(
+            help="Error model of the simulated runs, as for `ares bench fidelity`; the engines keep their predictor."
+        ),
     ] = None,
     json_file: JsonFile = None,
     runs_file: Annotated[
