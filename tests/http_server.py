@@ -13,7 +13,7 @@ from typing import Any
 def answering(
     answer: Callable[[BaseHTTPRequestHandler], tuple[int, bytes]], certificate: tuple[Path, Path] | None = None
 ) -> Iterator[str]:
-    """Serve GET requests with the status and the body that `answer` returns; yield the URL.
+    """Serve GET and POST requests with the status and the body that `answer` returns; yield the URL.
 
     With the files of a certificate and its key it speaks TLS.
     """
@@ -24,6 +24,10 @@ def answering(
             self.send_response(status)
             self.end_headers()
             self.wfile.write(body)
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.do_GET()
 
         def log_message(self, *_: Any) -> None:
             pass

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from ares.cli import operator
 from ares.cli.main import app
 from ares.names import matching
 from ares.terminal.http_client import open_url
@@ -356,3 +357,30 @@ def test_a_log_without_decisions_is_no_success(tmp_path: Path) -> None:
     log.touch()
     done = CliRunner().invoke(app, ["replay", str(log)])
     assert (done.exit_code, f"{log}: no decisions in it" in done.stderr) == (2, True)
+
+
+def test_a_change_of_role_is_waited_for_though_some_that_answer_have_not_heard_of_it() -> None:
+    instance = {"name": "decode-0", **INSTANCE, **LOAD, "role_left_s": 0.0}
+    begun, new = instance | {"next_role": "prefill"}, instance | {"role": "prefill", "next_role": None}
+    answers = [begun, instance | {"next_role": None}, begun, instance | {"next_role": None}, new]
+
+    def answered(request: BaseHTTPRequestHandler) -> tuple[int, bytes]:
+        row = answers.pop(0) if len(answers) > 1 else answers[0]
+        return 200, json.dumps(row if request.command == "POST" else STATUS | {"instances": [row]}).encode()
+
+    with answering(answered) as url:
+        shown = CliRunner().invoke(app, ["role", "decode-0", "prefill", "--wait", "--url", url])
+    assert (shown.exit_code, shown.stdout.strip()) == (0, "decode-0 has the role prefill")
+
+
+def test_an_instance_that_keeps_its_role_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operator, "_HEARD_S", 0.3)
+    kept = {"name": "decode-0", **INSTANCE, **LOAD, "next_role": None, "role_left_s": 0.0}
+
+    def answered(request: BaseHTTPRequestHandler) -> tuple[int, bytes]:
+        ordered = kept | {"next_role": "prefill"}
+        return 200, json.dumps(ordered if request.command == "POST" else STATUS | {"instances": [kept]}).encode()
+
+    with answering(answered) as url:
+        shown = CliRunner().invoke(app, ["role", "decode-0", "prefill", "--wait", "--url", url])
+    assert (shown.exit_code, shown.stdout.strip()) == (1, "decode-0 has the role decode")

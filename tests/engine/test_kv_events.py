@@ -112,6 +112,30 @@ def test_gateways_follow_from_where_they_want(publisher: Publisher) -> None:
         channel.close()
 
 
+def test_a_gateway_that_asks_again_gets_one_part_at_a_time_and_new_batches_once_it_has_all(
+    publisher: Publisher,
+) -> None:
+    address = free_address()
+    channel = ControlChannel(address, HELLO, lambda: None, kv_events=publisher.log)
+    large = bytes(100_000)
+    try:
+        publisher.publish(b"a", large, large, b"b")
+        until(lambda: bool(publisher.log.read() or True) and publisher.log.part(4)[1])
+        gateway = Gateway(address)
+        gateway.send(messages.Subscribe(1.0, "gateway"))
+        gateway.receive_a(messages.Hello)
+        for since, batches in ((0, [b"a", large]), (2, [large, b"b"]), (4, [])):
+            gateway.send(messages.FollowKvEvents(since, paced=True))
+            assert gateway.receive_a(messages.KvEvents) == messages.KvEvents(since, 0, batches, end=4)
+            if not since:
+                assert gateway.receive(0.05) is None
+        publisher.publish(b"c")
+        assert gateway.receive_a(messages.KvEvents) == messages.KvEvents(4, 0, [b"c"])
+        gateway.close()
+    finally:
+        channel.close()
+
+
 def follow(gateway: Gateway, since: int, enough: Callable[[list[bytes]], bool]) -> list[bytes]:
     deadline, found = time.monotonic() + 5, list[bytes]()
     gateway.send(messages.FollowKvEvents(since))

@@ -111,6 +111,22 @@ def test_where_nothing_decodes_any_more_one_is_taken_at_once() -> None:
     assert (plan.change.to, plan.reason) == ("decode", "no instance decodes")
 
 
+def test_instances_that_do_both_decode_as_well() -> None:
+    plan = planned(pool([0.1, 0.1], [], others_decode=True))
+    assert (plan.change, plan.reason) == (None, "there is no instance to spare")
+
+
+def test_a_change_that_was_not_made_is_no_reason_to_wait() -> None:
+    settings = replace(AT_ONCE, patience_s=3.0, cooldown_s=30.0)
+    policy = role_policy("pressure", settings)
+    seen = pool([1.0, 1.0], [0.3, 0.1, 0.2])
+    plans = [plan_roles(policy, seen) for _ in range(3)]
+    assert [plan.change is not None for plan in plans] == [False, False, True]
+    policy.change_not_made()
+    assert plan_roles(policy, seen).change is not None
+    assert plan_roles(policy, seen).change is None
+
+
 def test_a_change_needs_patience_and_is_followed_by_a_pause() -> None:
     policy = role_policy("pressure", PressureSettings(smoothing_s=0.0, patience_s=10.0, cooldown_s=30.0))
     busy, idle = pool([1.0, 1.0], [0.1, 0.1, 0.1]), pool([0.1, 0.1], [0.1, 0.1, 0.1])

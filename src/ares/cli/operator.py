@@ -157,7 +157,7 @@ def role(
     path = f"{url}/admin/v1/instances/{urllib.parse.quote(instance, safe='')}/role"
     record = _call(path, key_file, {"role": role, "deadline_s": deadline})
     if wait:
-        record |= _until_changed(record["name"], deadline + _AFTER_DEADLINE_S, url, key_file)
+        record |= _until_changed(record["name"], role, deadline + _AFTER_DEADLINE_S, url, key_file)
     if as_json:
         typer.echo(json.dumps(record, indent=2))
     elif record["next_role"]:
@@ -240,6 +240,8 @@ def _who_moves(controller: dict[str, Any]) -> str:
 # Requests that are aborted at the deadline are gone soon after.
 _AFTER_DEADLINE_S = 15.0
 _POLL_S = 0.2
+# After so long every gateway knows the role of an instance.
+_HEARD_S = 2.0
 
 
 def _until_empty(instance: str, timeout_s: float, url: str, key_file: Path | None) -> int:
@@ -257,16 +259,22 @@ def _until_empty(instance: str, timeout_s: float, url: str, key_file: Path | Non
     return left
 
 
-def _until_changed(instance: str, timeout_s: float, url: str, key_file: Path | None) -> dict[str, Any]:
-    """Wait until an instance is about to have no other role, and return what it has."""
+def _until_changed(instance: str, role: str, timeout_s: float, url: str, key_file: Path | None) -> dict[str, Any]:
+    """Wait until an instance has a role, or is not about to have another one than now; return what it has."""
     last: dict[str, Any] = {}
+    remains_until: float | None = None
     for row, show in _watched(instance, timeout_s, url, key_file):
         if row is None:
             exit_with_error(f"{instance} is lost", 1)
         last = {name: row[name] for name in ("role", "next_role", "role_left_s", "left")}
-        if row["next_role"] is None:
+        if row["next_role"] is not None:
+            remains_until = None
+            show(f"{instance} becomes {row['next_role']}, {row['left']} left")
+            continue
+        # Another gateway, or process of one, may answer that has not heard of the change yet.
+        remains_until = remains_until or time.monotonic() + _HEARD_S
+        if row["role"] == role or time.monotonic() > remains_until:
             break
-        show(f"{instance} becomes {row['next_role']}, {row['left']} left")
     return last
 
 

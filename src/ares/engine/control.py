@@ -266,10 +266,12 @@ class ControlChannel:
                 self._subscribe(sender, command)
             elif isinstance(command, messages.Drain):
                 self.drain(command.draining, command.deadline_s)
+                self._report_at_once()
             elif isinstance(command, messages.Expect):
                 self.expected.add(command.key, command.within_s, time.monotonic())
             elif isinstance(command, messages.ChangeRole):
                 self._outgoing.append((sender, rpc.encode(self._roles.order(command, time.monotonic()))))
+                self._report_at_once()
             elif isinstance(command, messages.Lease):
                 self._outgoing.append((sender, rpc.encode(self._lease.request(command, time.monotonic()))))
             elif isinstance(command, messages.FollowKvEvents):
@@ -280,6 +282,11 @@ class ControlChannel:
                 self._commands.append((sender, command))
                 self._notify()
 
+    def _report_at_once(self) -> None:
+        """Let every gateway know before another one closes an instance, too (gateway/control/closing.py)."""
+        for subscriber in self._subscribers.values():
+            subscriber.due = 0.0
+
     def _learn(self, command: service.LearningCommand) -> messages.Event:
         try:
             return service.refusal(command) if self._learning is None else self._learning.answer(command)
@@ -289,10 +296,15 @@ class ControlChannel:
 
     def _follow_kv_events(self, sender: bytes, command: messages.FollowKvEvents) -> None:
         """Send a subscriber what is kept; what it has no room for now it will miss, and ask for again."""
-        if self._kv_events is not None and (subscriber := self._subscribers.get(sender)) is not None:
-            subscriber.follows_kv = True
-            for body in self._kv_events.since(command.since):
-                self._send(sender, body)
+        if self._kv_events is None or (subscriber := self._subscribers.get(sender)) is None:
+            return
+        if command.paced:
+            body, subscriber.follows_kv = self._kv_events.part(command.since)
+            self._send(sender, body)
+            return
+        subscriber.follows_kv = True
+        for body in self._kv_events.since(command.since):
+            self._send(sender, body)
 
     def _send_kv_events(self) -> None:
         if self._kv_events is not None:

@@ -9,6 +9,7 @@ import json
 import logging
 from collections import deque
 from collections.abc import Iterator
+from itertools import islice
 from typing import Protocol
 
 import zmq
@@ -24,6 +25,8 @@ FLAG_VALUE = json.dumps({"enable_kv_cache_events": True, "publisher": "zmq", "en
 _KEPT_BYTES = 16 << 20
 _BATCH_OVERHEAD = 100
 _MESSAGE_BYTES = 1 << 20
+# Of an answer to a gateway that asks again: it takes a gateway some 2 ms.
+_PART_BYTES = 128 << 10
 # Batches that wait to be read; vLLM drops further ones.
 _HIGH_WATER_MARK = 10_000
 _SEQUENCE_BYTES = 8
@@ -124,6 +127,16 @@ class KvEventLog:
             size += len(batch)
         if batches:
             yield self._message(first, batches)
+
+    def part(self, sequence: int) -> tuple[bytes, bool]:
+        """Return one message with the first batches that are kept from this number on, and whether these are all."""
+        first = end = max(sequence, self._kept_from)
+        size = 0
+        while end < self._next and (end == first or size + len(self._batches[end - self._kept_from]) <= _PART_BYTES):
+            size += len(self._batches[end - self._kept_from])
+            end += 1
+        batches = list(islice(self._batches, first - self._kept_from, end - self._kept_from))
+        return rpc.encode(messages.KvEvents(first, self._kept_from, batches, self._next)), end >= self._next
 
     @property
     def _next(self) -> int:

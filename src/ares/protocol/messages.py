@@ -190,9 +190,14 @@ class CheckpointPart(msgspec.Struct, frozen=True, tag="checkpoint_part"):
 
 
 class FollowKvEvents(msgspec.Struct, frozen=True, tag="follow_kv_events"):
-    """Send the batches of KV events that are kept, from number `since` on, and from then on each new one."""
+    """Send the batches of KV events that are kept, from number `since` on, and from then on each new one.
+
+    With `paced` no more than one message of them: the gateway asks again for those after it (`KvEvents.end`), and gets
+    new ones once it has all.
+    """
 
     since: _Count = 0
+    paced: bool = False
 
 
 Command = (
@@ -433,12 +438,14 @@ class CheckpointReceived(msgspec.Struct, frozen=True, tag="checkpoint_received")
 class KvEvents(msgspec.Struct, frozen=True, tag="kv_events"):
     """Batches of KV events, in vLLM's encoding (`protocol/kv_events.py`), numbered from `sequence` on.
 
-    An empty batch stands for events that are lost. `kept_from` is the number of the oldest batch that is kept.
+    An empty batch stands for events that are lost. `kept_from` is the number of the oldest batch that is kept; `end` that
+    of the next one to come, in the answer to a paced `FollowKvEvents`.
     """
 
     sequence: _Count
     kept_from: _Count
     batches: list[bytes]
+    end: _Count | None = None
 
 
 Event = (

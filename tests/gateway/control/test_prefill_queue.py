@@ -53,3 +53,25 @@ def test_what_stays_on_the_instance_takes_memory_until_a_report_shows_it(clock: 
     queue.place(50)
     assert queue.tokens == 0, "computed"
     assert [queue.placed_since(moment) for moment in (99.0, 100.5, 101.0)] == [150, 50, 0]
+
+
+def test_what_no_report_has_shown_for_long_is_forgotten(clock: Clock) -> None:
+    queue = PrefillQueue()
+    for _ in range(100):
+        queue.place(10)
+        clock.now += 1.0
+    assert queue.placed_since(0.0) == 610
+
+
+def test_the_sum_follows_each_end(clock: Clock) -> None:
+    queue = PrefillQueue()
+    for number, expires_s in enumerate([5.0, None, 2.0, None]):
+        queue.begin(number, 10**number, expires_s)
+    queue.begin(1, 20)  # sent again
+    assert (queue.tokens, len(queue)) == (1121, 4)
+    clock.now += 2.0
+    assert (queue.tokens, len(queue)) == (1021, 3)
+    queue.end(3)
+    queue.end(3)
+    clock.now += 3.0
+    assert (queue.tokens, len(queue)) == (20, 1)

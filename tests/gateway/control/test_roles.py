@@ -146,6 +146,31 @@ async def test_two_gateways_never_give_away_the_last_two(gateways: list[Gateway]
         ])  # fmt: skip
 
 
+async def test_two_gateways_never_give_away_the_last_two_where_none_decodes(model_folder: Path) -> None:
+    async with instances("prefill", "prefill", vocabulary=VOCABULARY) as fakes:
+        both = [await started(Gateway(configuration(fakes), model_folder)) for _ in range(2)]
+        orders = [
+            one.roles.order(find(one, name), "decode", 60, "commanded")
+            for one, name in zip(both, ("prefill-0", "prefill-1"), strict=True)
+        ]
+        answers = await asyncio.gather(*orders, return_exceptions=True)
+        assert [answer.code for answer in answers if isinstance(answer, RoleError)] == ["last_instance"]
+        await eventually(lambda: sorted(i.role for i in both[0].pool.instances) == ["decode", "prefill"])
+        for one in both:
+            await one.stop()
+
+
+async def test_a_gateway_that_asks_for_few_reports_hears_of_a_change_at_once(
+    fakes: list[FakeInstance], model_folder: Path
+) -> None:
+    rare = await started(Gateway(configuration(fakes, telemetry_interval_s=8.0), model_folder))
+    other = await started(Gateway(configuration(fakes), model_folder))
+    await other.roles.order(find(other, "decode-0"), "prefill", 60, "commanded")
+    await waiting.eventually(lambda: find(rare, "decode-0").role == "prefill", 3.0)
+    for one in (rare, other):
+        await one.stop()
+
+
 async def test_prefill_and_decode_on_one_instance(model_folder: Path) -> None:
     """What an instance has prefilled itself it does not pull from itself."""
     async with instances("both", "decode", vocabulary=VOCABULARY) as fakes, serving(fakes, model_folder) as service:

@@ -265,6 +265,7 @@ def test_many_mistakes_are_counted_and_not_listed() -> None:
         {"use_beam_search": True},
         {"prompt_logprobs": 0},
         {"cache_salt": "a/c"},
+        {"vllm_xargs": {"kv_cache_report_mode": "full"}},
         {"return_token_offsets": True},
         {"routed_experts_prompt_start": 3},
         {"kv_transfer_params": {"do_remote_prefill": True}},

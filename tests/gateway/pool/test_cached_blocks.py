@@ -61,9 +61,9 @@ def test_blocks_come_and_go() -> None:
     instance.tell(stored(2, 5), stored(0, 1))
     assert instance.blocks.leading(hashes()) == 5
     assert instance.blocks.leading(hashes([*PROMPT[:9], *[1] * 20])) == 2
-    instance.tell(removed(3), removed(0))
+    instance.tell(removed(4, 3), removed(0))
     assert instance.blocks.leading(hashes()) == 3, "of two blocks with the same content one is left"
-    instance.tell(removed(0))
+    instance.tell(removed(2, 1, 0))
     assert instance.blocks.leading(hashes()) == 0
     instance.tell(stored(0, 1), kv_events.AllBlocksCleared())
     assert len(instance.blocks) == 0
@@ -129,20 +129,46 @@ def test_missing_batches_are_asked_for_once_and_then_applied_in_order(monkeypatc
     blocks = CachedBlocks(SIZE, 100, publishes=True)
     first, second, third = batch(stored(0, 1)), batch(stored(1, 2)), batch(stored(2, 3))
     assert blocks.receive(messages.KvEvents(0, 0, [first])) is None
-    assert blocks.receive(messages.KvEvents(2, 0, [third])) == messages.FollowKvEvents(1)
+    assert blocks.receive(messages.KvEvents(2, 0, [third])) == 1
     assert blocks.receive(messages.KvEvents(2, 0, [third])) is None, "not at each one"
     now += 5
-    assert blocks.receive(messages.KvEvents(2, 0, [third])) == messages.FollowKvEvents(1)
+    assert blocks.receive(messages.KvEvents(2, 0, [third])) == 1
     assert blocks.receive(messages.KvEvents(0, 0, [first, second, third])) is None
     assert blocks.receive(messages.KvEvents(1, 0, [second])) is None
     assert blocks.leading(hashes()) == 3
     assert blocks.status == {"blocks": 3, "publishes": True, "replays": 2, "lost": 0, "ignored_blocks": 0}
 
 
+def test_parts_of_what_is_kept_are_asked_for_one_after_the_other() -> None:
+    blocks = CachedBlocks(SIZE, 100, publishes=True)
+    first, second = batch(stored(0, 1)), batch(stored(1, 2))
+    assert blocks.receive(messages.KvEvents(3, 3, [first], end=5)) == 4
+    assert blocks.receive(messages.KvEvents(4, 3, [second], end=5)) is None
+    assert blocks.receive(messages.KvEvents(5, 3, [], end=5)) is None
+    assert (blocks.leading(hashes()), blocks.next, blocks.lost) == (2, 5, 0)
+
+
+def test_a_long_prompt_is_looked_up_in_a_few_steps() -> None:
+    class Counted(list[bytes]):
+        looked_at = 0
+
+        def __getitem__(self, index: Any) -> Any:
+            self.looked_at += 1
+            return super().__getitem__(index)
+
+    blocks = CachedBlocks(SIZE, 1 << 16, publishes=True)
+    wanted = Counted(n.to_bytes(4, "big") for n in range(8192))
+    for known in (0, 1, 5000, 8191, 8192):
+        blocks.sent(wanted[:known])
+        wanted.looked_at = 0
+        assert blocks.leading(wanted) == known
+        assert wanted.looked_at <= 14
+
+
 def test_what_is_lost_for_good_is_forgotten() -> None:
     instance = Publishing()
     instance.tell(stored(0, 3))
-    assert instance.blocks.receive(messages.KvEvents(8, 7, [b""])) == messages.FollowKvEvents(7)
+    assert instance.blocks.receive(messages.KvEvents(8, 7, [b""])) == 7
     assert instance.blocks.receive(messages.KvEvents(7, 7, [batch(stored(0, 1))])) is None
     assert (instance.blocks.leading(hashes()), instance.blocks.lost) == (1, 1)
     instance.blocks.receive(messages.KvEvents(8, 7, [b""]))

@@ -14,7 +14,9 @@ from typing import Any
 
 import psutil
 import pytest
+from typer.testing import CliRunner
 
+from ares.cli.main import app
 from ares.gateway.processes import child
 from tests.certificates import self_signed
 from tests.gateway.fakes import FakeInstance
@@ -107,6 +109,20 @@ async def test_streams_are_at_both_whatever_ends_between_them(fakes: list[FakeIn
         assert [one["requests"] for one in (await gateway.status())["processes"]] == [3, 3]
         stop_holding(fakes)
         for number, task in enumerate(streams):
+            await gateway.check(number, task, TOKENS)
+
+
+async def test_a_change_of_role_is_waited_for_whichever_answers(fakes: list[FakeInstance], model_folder: Path) -> None:
+    async with serving_in_processes(fakes, model_folder, handover_timeout_s=5.0) as gateway:
+        hold(fakes, 20)
+        streams = [gateway.stream(f"r{n}", prompt(n), TOKENS) for n in range(4)]
+        await asyncio.gather(*(output.reach(10) for output, _ in streams))
+        stop_holding(fakes)
+        for role in ("prefill", "decode"):
+            order = ["role", "decode-0", role, "--wait", "--url", gateway.url]
+            done = await asyncio.to_thread(CliRunner().invoke, app, order)
+            assert (done.exit_code, done.stdout.strip()) == (0, f"decode-0 has the role {role}"), done.output
+        for number, (_, task) in enumerate(streams):
             await gateway.check(number, task, TOKENS)
 
 

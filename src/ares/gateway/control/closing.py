@@ -64,5 +64,6 @@ class Closing:
                 self._spawn(self._release())
 
     async def _release(self) -> None:
-        await asyncio.sleep(2 * self._interval_s)
+        # An instance reports the change to all at once, one of an earlier version with its next report.
+        await asyncio.sleep(min(2 * self._interval_s, self._tuning.lease_ttl_s / 2))
         await self._lease.release()

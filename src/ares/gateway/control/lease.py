@@ -92,7 +92,9 @@ class Lease:
             return False
 
     async def _granted(self) -> bool:
-        reachable = [i for i in self._pool.decode_instances if i.health.healthy]
+        # Where none decodes, the others: there is a role to change.
+        keeping = self._pool.decode_instances or self._pool.instances
+        reachable = [i for i in keeping if i.health.healthy]
         # Instances of an earlier version count as granting: their gateways all decide for themselves.
         keepers = [i for i in reachable if i.state.hello is not None and i.state.hello.leases]
         ttl_s, answer_s = self._tuning.lease_ttl_s, self._tuning.lease_answer_s
@@ -102,6 +104,6 @@ class Lease:
         return not self.holder and (2 * silent < len(reachable) or not reachable)
 
     async def _end(self) -> None:
-        for instance in self._pool.decode_instances:
+        for instance in self._pool.instances:  # also those that decode no more
             if instance.health.healthy:
                 await instance.control.end_lease(self.name)

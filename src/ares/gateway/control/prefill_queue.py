@@ -1,10 +1,13 @@
 """What this gateway has sent to an instance to compute, and is not computed yet."""
 
+import math
 import time
 from collections import deque
 from itertools import takewhile
 
 _NEWEST_WEIGHT = 0.1
+# An instance reports what it holds much sooner.
+_PLACED_S = 60.0
 
 
 class PrefillQueue:
@@ -20,7 +23,10 @@ class PrefillQueue:
         self.mean_tokens = 0.0
         # By the caller's number, the newest last: tokens to compute, and when it was sent; and when it counts no more.
         self._sent: dict[int, tuple[int, float]] = {}
+        self._tokens = 0
         self._until: dict[int, float] = {}
+        # Before that, none of `_until` has passed.
+        self._soonest = math.inf
         # Prompts that stay on the instance to be decoded, the newest last: when they were sent, and their tokens.
         self._placed: deque[tuple[float, int]] = deque()
 
@@ -32,7 +38,7 @@ class PrefillQueue:
     def tokens(self) -> int:
         """Tokens that are still to be computed."""
         self._expire()
-        return sum(tokens for tokens, _ in self._sent.values())
+        return self._tokens
 
     def sent_since(self, moment: float) -> int:
         """Return how many of the prompts that are still to be computed were sent after a moment."""
@@ -41,7 +47,10 @@ class PrefillQueue:
 
     def place(self, tokens: int) -> None:
         """Count the KV of a prompt that stays on the instance to be decoded, computed or not."""
-        self._placed.append((time.monotonic(), tokens))
+        now = time.monotonic()
+        self._placed.append((now, tokens))
+        while self._placed[0][0] < now - _PLACED_S:
+            self._placed.popleft()
 
     def placed_since(self, moment: float) -> int:
         """Return the tokens that were placed after a moment; those before it are forgotten."""
@@ -55,15 +64,21 @@ class PrefillQueue:
         self.end(number)
         self.mean_tokens += (tokens - self.mean_tokens) * (_NEWEST_WEIGHT if self.mean_tokens else 1.0)
         self._sent[number] = (tokens, now)
+        self._tokens += tokens
         if expires_s is not None:
             self._until[number] = now + expires_s
+            self._soonest = min(self._soonest, now + expires_s)
 
     def end(self, number: int) -> None:
         """Note that a prompt has been computed, or has failed."""
         self._until.pop(number, None)
-        self._sent.pop(number, None)
+        tokens, _ = self._sent.pop(number, (0, 0.0))
+        self._tokens -= tokens
 
     def _expire(self) -> None:
         now = time.monotonic()
+        if now < self._soonest:
+            return
         for number in [number for number, until in self._until.items() if until <= now]:
             self.end(number)
+        self._soonest = min(self._until.values(), default=math.inf)

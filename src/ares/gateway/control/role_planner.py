@@ -129,7 +129,9 @@ class RolePlanner:
         chosen, role = instances[plan.change.instance], plan.change.to
         if self.mode == "act":
             await self._act(chosen, role, plan.reason, seen)
-        elif self._advice is None:
+            return
+        self._policy.change_not_made()
+        if self._advice is None:
             self._advice = chosen.name, role
             logger.info("%s should become %s: %s", chosen.name, role, plan.reason)
             self._gateway.pool.changes.add(chosen.name, chosen.url, f"advice {role}", plan.reason)
@@ -140,6 +142,7 @@ class RolePlanner:
             await self._gateway.roles.order(chosen, role, _DEADLINE_S, "planned", seen)
         except ClosingError as refusal:
             logger.info("%s does not become %s: %s", chosen.name, role, refusal)
+            self._policy.change_not_made()
         else:
             self._gateway.pool.changes.add(chosen.name, chosen.url, f"planned {role}", why)
 
@@ -180,6 +183,7 @@ class RolePlanner:
             waiting_tokens=float(gateway.controller.waiting_tokens),
             step_s=step_s,
             ttft_s=gateway.config.slo_ttft_s,
+            others_decode=any(i.role == "both" and i.takes("decode") for i in gateway.pool.instances),
             tpot_s=objective_s(gateway.config.slo_tpot_s, step_s, float(capacity.mean()) if len(capacity) else 0.0),
         )
 

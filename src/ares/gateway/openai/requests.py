@@ -70,6 +70,8 @@ _MADE_HERE = {"logprobs", "structured_outputs", "repetition_detection", "logit_b
 # Characters of which vLLM's cache backends make paths.
 _NOT_IN_SALTS = frozenset("@/\\\x00")
 _MAXIMUM_SALT = 128
+# With it an instance publishes again which blocks it has: gateways would count them twice (pool/cached_blocks.py).
+_REPORT_MODE = "kv_cache_report_mode"
 # A body of megabytes can have millions of mistakes; listing them all would delay every stream.
 _MAXIMUM_MISTAKES = 100
 
@@ -174,6 +176,8 @@ class GenerationRequest(Body):
             raise BadRequestError("cache_salt must not contain '@', '/', '\\\\' or NUL", "cache_salt")
         if any(isinstance(n, int) and not -(2**63) <= n < 2**64 for n in _numbers(self.vllm_xargs)):
             raise BadRequestError("vllm_xargs: numbers must fit in 64 bits", "vllm_xargs")
+        if _REPORT_MODE in (self.vllm_xargs or ()):
+            raise BadRequestError(f"vllm_xargs: {_REPORT_MODE} is not offered here", "vllm_xargs")
         if "" in (self.bad_words or ()):
             raise BadRequestError("a bad word must not be empty", "bad_words")
 

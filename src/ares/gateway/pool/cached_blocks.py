@@ -6,6 +6,7 @@ time and never a token.
 
 import math
 import time
+from bisect import bisect_left
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 
@@ -19,8 +20,8 @@ _SENT_S = 300.0
 _SENT_WITH_EVENTS_S = 15.0
 # A replay that has not come by then is asked for again.
 _REPLAY_S = 2.0
-# Of one instance; blocks take some 300 bytes each here.
-MOST_BLOCKS = 1 << 18
+# Of one instance; blocks take some 300 bytes each here. Of more, those that were stored first are dropped first.
+MOST_BLOCKS = 1 << 20
 
 
 class CachedBlocks:
@@ -74,12 +75,15 @@ class CachedBlocks:
     # --- what is asked ---
 
     def leading(self, hashes: Sequence[bytes]) -> int:
-        """Return how many of these blocks, one after the other from the first on, it is thought to have."""
+        """Return how many of these blocks, one after the other from the first on, it is thought to have.
+
+        It looks at few of them: blocks are dropped from the last one on, so that before one that is there all are.
+        """
         oldest = time.monotonic() - self._sent_s
-        for number, one in enumerate(hashes):
-            if one not in self._stored and self._sent.get(one, -math.inf) <= oldest:
-                return number
-        return len(hashes)
+        return bisect_left(hashes, True, key=lambda one: not self._has(one, oldest))
+
+    def _has(self, one: bytes, oldest: float) -> bool:
+        return one in self._stored or self._sent.get(one, -math.inf) > oldest
 
     # --- what was sent ---
 
@@ -101,8 +105,13 @@ class CachedBlocks:
 
     # --- its events ---
 
-    def receive(self, event: messages.KvEvents) -> messages.FollowKvEvents | None:
-        """Take batches of events; return what to ask the instance for, if batches before them are missing."""
+    @property
+    def next(self) -> int:
+        """Number of the first batch that has not been taken yet."""
+        return self._next
+
+    def receive(self, event: messages.KvEvents) -> int | None:
+        """Take batches of events; return from which number on to ask for more: some are missing, or are kept there."""
         number = event.sequence
         if number > self._next:
             if event.kept_from <= self._next:
@@ -115,15 +124,15 @@ class CachedBlocks:
         for batch in event.batches[self._next - number :]:
             self._apply(batch)
             self._next += 1
-        return None
+        return self._next if event.end is not None and self._next < event.end else None
 
-    def _ask(self, since: int | None = None) -> messages.FollowKvEvents | None:
+    def _ask(self, since: int | None = None) -> int | None:
         now = time.monotonic()
         if now - self._asked_at < _REPLAY_S:
             return None
         self._asked_at = now
         self.replays += 1
-        return messages.FollowKvEvents(self._next if since is None else since)
+        return self._next if since is None else since
 
     def _forget(self) -> None:
         self.lost += 1

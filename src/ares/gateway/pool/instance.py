@@ -16,6 +16,7 @@ from ares.gateway.pool.delta import EngineLostError, EngineRefusedError
 from ares.gateway.pool.discovery import Discovery, Served, Unusable, key_refused
 from ares.gateway.pool.generate import EngineClient
 from ares.gateway.pool.health import Health, Status
+from ares.gateway.pool.kv_replay import KvReplay
 from ares.gateway.pool.state import InstanceState
 from ares.gateway.pool.subscription import Subscription
 from ares.gateway.tuning import DEFAULT, Tuning
@@ -94,6 +95,7 @@ class Instance:
         gateway: str = "",
         served: Served | None = None,
         tuning: Tuning = DEFAULT,
+        replay_turn: asyncio.Lock | None = None,
     ) -> None:
         self.url = url.rstrip("/")
         self.name = self.own_name = self.url
@@ -114,6 +116,7 @@ class Instance:
         self.watched_since = time.monotonic()
         self.wants_kv_events = False
         self._follows_kv_events = False
+        self._kv_replay = KvReplay(replay_turn or asyncio.Lock(), self.control.send)
         self._discovery = Discovery(self.url, http, served, self.health)
         # Boot id of the instance that is followed; empty while it is only looked for.
         self._following = ""
@@ -276,7 +279,7 @@ class Instance:
                     await self.control.send(heartbeat)
                 if self._following != description.boot:
                     return
-                await self._follow_kv_events()
+                self._follow_kv_events()
                 if (body := await channel.next(self._tuning.reconnect_s)) is None:
                     if self.health.never_reported:
                         cause = handshake.failure(has_key=self._control_key is not None)
@@ -293,6 +296,7 @@ class Instance:
                 if self.health.healthy:
                     self._set_status(*self._open_status)
         finally:
+            self._kv_replay.stop()
             self.control.detach()
             self.state.clear()
             self.next_role = None
@@ -378,12 +382,14 @@ class Instance:
         self.state.start(event)
         self._follows_kv_events = False
 
-    async def _follow_kv_events(self) -> None:
+    def _follow_kv_events(self) -> None:
         hello = self.state.hello
         if self.wants_kv_events and not self._follows_kv_events and hello is not None and hello.kv_events:
             self._follows_kv_events = True
-            await self.control.send(rpc.encode(messages.FollowKvEvents()))
+            self._kv_replay.ask(self.state.cached.next)
 
     async def _on_kv_events(self, event: messages.KvEvents) -> None:
-        if (missing := self.state.cached.receive(event)) is not None:
-            await self.control.send(rpc.encode(missing))
+        begun = time.perf_counter()
+        if (since := self.state.cached.receive(event)) is not None:
+            self._kv_replay.ask(since)
+        self._kv_replay.taken(time.perf_counter() - begun)

@@ -84,6 +84,7 @@ class Pool:
             gateway=gateway,
             served=served,
             tuning=tuning,
+            replay_turn=asyncio.Lock(),
         )
         self._tuning = tuning
         self._served = served

@@ -54,13 +54,20 @@ class InstanceState:
         self.cached = CachedBlocks()
         self.draining = False
         self.drain_deadline: float | None = None
+        self._boot = ""
 
     def start(self, hello: messages.Hello) -> None:
-        """Take the first message of an instance that has started, or has not known this gateway."""
+        """Take the first message of an instance that has started, or has not known this gateway any more.
+
+        What was learned of an instance that has not restarted holds.
+        """
+        known, self._boot = self._boot == hello.boot, hello.boot
         self.hello = hello
         self.capacity_tokens = layout_of(hello).capacity_tokens(hello.kv_blocks)
         self.settings = compatibility.values(hello)
         self.layout = layout_of(hello)
+        if known:
+            return
         caches = hello.prefix_caching or hello.kv_events
         self.cached = CachedBlocks(hello.block_size, hello.kv_blocks if caches else 0, publishes=hello.kv_events)
         self.step_time = StepTimeModel(self.layout)

@@ -44,6 +44,8 @@ class RolePool:
         Time of a decode step: base + request x requests + token x tokens seconds, as a mean over instances.
     ttft_s, tpot_s
         Objectives: time to the first token, and of each further one.
+    others_decode
+        Whether an instance that does both takes work, too.
     """
 
     instances: tuple[str, ...]
@@ -60,6 +62,7 @@ class RolePool:
     step_s: tuple[float, float, float]
     ttft_s: float
     tpot_s: float
+    others_decode: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,9 @@ class Roles(Policy):
     def plan(self, pool: RolePool) -> RolePlan:
         """Return what the load needs, and at most one change."""
         raise NotImplementedError
+
+    def change_not_made(self) -> None:
+        """Note that the change of the newest plan was not made: it was refused, or only advised."""
 
 
 ROLE_POLICIES: Registry[Roles] = Registry(Roles, "plan(self, pool)")

@@ -85,6 +85,8 @@ class Pressure(Roles):
         self._for_s = 0.0
         # Seconds since a change was last under way, or has been decided, or the instances were others.
         self._since_change_s = math.inf
+        # The two before the newest change was decided.
+        self._before_change = (0.0, math.inf)
         # Instances of each role in the newest view; NaN before the first.
         self._counts = (math.nan, math.nan)
 
@@ -105,8 +107,13 @@ class Pressure(Roles):
             return replace(plan, reason=f"{wish.reason}, but a role has just changed")
         if giver is None:
             return replace(plan, reason=f"{wish.reason}, but no instance can change its role")
+        self._before_change = self._for_s, self._since_change_s
         self._for_s = self._since_change_s = 0.0
         return replace(plan, change=RoleChange(giver, wish.to))
+
+    def change_not_made(self) -> None:
+        """Take back that a change was decided: the next one need not wait for it."""
+        self._for_s, self._since_change_s = self._before_change
 
     def _smooth(self, pool: RolePool) -> None:
         counts = float(np.sum(~pool.decodes)), float(np.sum(pool.decodes))
@@ -134,7 +141,7 @@ class Pressure(Roles):
     def _wish(self, pool: RolePool) -> _Wish:
         decode = int(pool.decodes.sum())
         prefill = len(pool.instances) - decode
-        if not decode and prefill > 1:
+        if not decode and prefill > 1 and not pool.others_decode:
             return _Wish("decode", "no instance decodes", urgent=True)
         if not prefill or not decode or prefill + decode < 3:
             return _Wish(None, "there is no instance to spare")
