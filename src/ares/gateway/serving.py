@@ -1,13 +1,15 @@
 """`ares gateway`: the application on a server, in one process or several."""
 
+import contextlib
 import gc
 import logging
 import signal
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import uvicorn
 from fastapi import FastAPI
@@ -76,7 +78,7 @@ def _build(served: list[ServedModel], siblings: Siblings | None = None) -> FastA
 def _serve_in_processes(config: GatewayConfig, served: list[ServedModel]) -> None:
     counts = SharedCounts(config.processes, len(config.api_keys), preset_names(config.preset, PRESETS))
     listeners = listen(config.host, config.port)
-    with _private_folder() as private:
+    with _ended_by_sigterm(), _private_folder() as private:
         siblings = Siblings(Path(private), counts)
         siblings.check()
         app = _build(served, siblings)
@@ -99,6 +101,20 @@ def _serve_in_processes(config: GatewayConfig, served: list[ServedModel]) -> Non
         signal.raise_signal(-status)
     if status:
         raise SystemExit(status)
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end a start as an error does, so that what was made is removed."""
+
+    def end(number: int, _: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _private_folder() -> "tempfile.TemporaryDirectory[str]":

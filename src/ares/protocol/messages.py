@@ -438,8 +438,8 @@ class CheckpointReceived(msgspec.Struct, frozen=True, tag="checkpoint_received")
 class KvEvents(msgspec.Struct, frozen=True, tag="kv_events"):
     """Batches of KV events, in vLLM's encoding (`protocol/kv_events.py`), numbered from `sequence` on.
 
-    An empty batch stands for events that are lost. `kept_from` is the number of the oldest batch that is kept. The answer
-    to a paced `FollowKvEvents` has `end`, the number of the next batch to come.
+    An empty batch stands for events that are lost. `kept_from` is the number of the oldest batch that is kept.
+    The answer to a paced `FollowKvEvents` has `end`, the number of the next batch to come.
     """
 
     sequence: _Count

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import json
+import socket
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any
@@ -40,6 +41,8 @@ class Endless:
 
         async def produce(write: Write) -> None:
             try:
+                if name == b"/large":
+                    await write(b"x" * (64 << 20))
                 while True:
                     await write(CHUNK)
                     self.written[name] = self.written.get(name, 0) + len(CHUNK)
@@ -283,6 +286,63 @@ async def test_whoever_does_not_go_on_is_cut_off(beginning: bytes) -> None:
         writer.close()
 
 
+async def test_a_request_behind_another_one_in_the_same_read_has_to_go_on_too() -> None:
+    async with serving(idle_s=0.3) as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        first = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+        writer.write(first + b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n")
+        assert (await reply(reader)).count(b" 204 ") == 1
+        writer.close()
+
+
+async def test_a_request_that_waits_behind_a_stream_does_not_end_it() -> None:
+    async with serving(idle_s=0.2) as (app, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /slowly HTTP/1.1\r\nHost: x\r\n" + WHOLE)
+        await reader.readuntil(b"begun")
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n")
+        await asyncio.sleep(0.05)
+        writer.write(b"x" * 5)  # uvicorn reads no further meanwhile
+        await asyncio.sleep(0.7)
+        app.go.set()
+        await asyncio.wait_for(reader.readuntil(b"ended\r\n0\r\n\r\n"), 30)
+        writer.write(b"x" * 5)
+        assert b" 204 " in await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)
+        writer.close()
+
+
+async def test_requests_that_wait_on_one_connection_are_bounded() -> None:
+    async with serving() as (app, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        first = b"POST /slowly HTTP/1.1\r\nHost: x\r\n" + WHOLE
+        writer.write(first + b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n" * 2000)
+        await reader.readuntil(b"begun")
+        app.go.set()
+        answer = await reply(reader)
+        assert answer.count(b" 204 ") == 63
+        assert b"64 requests of this connection wait for their answers already" in answer.rpartition(b" 204 ")[2]
+        writer.close()
+
+
+async def test_many_small_parts_of_a_body_cost_no_timer_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    timers = 0
+    later = asyncio.get_running_loop().call_later
+
+    def counted(*arguments: Any, **keywords: Any) -> asyncio.TimerHandle:
+        nonlocal timers
+        timers += 1
+        return later(*arguments, **keywords)
+
+    async with serving() as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        monkeypatch.setattr(asyncio.get_running_loop(), "call_later", counted)
+        writer.write(CHUNKED_POST + b"1\r\nx\r\n" * 5000 + b"0\r\n\r\n")
+        assert b" 204 " in await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)
+        monkeypatch.undo()
+        assert timers < 100
+        writer.close()
+
+
 async def test_a_reader_that_does_not_read_is_held_back_and_cut_off_and_stalls_nobody() -> None:
     async with serving(unread_s=1.0) as (app, port):
         _, slow = await asyncio.open_connection("127.0.0.1", port, limit=1000)
@@ -310,6 +370,20 @@ async def test_a_slow_reader_that_reads_is_not_cut_off() -> None:
         assert b"/steady" not in app.ended
         writer.close()
         await eventually(lambda: b"/steady" in app.ended, 30)
+
+
+async def test_a_reader_that_never_catches_up_is_not_cut_off() -> None:
+    async with serving(unread_s=1.0) as (app, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 12)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        writer.write(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+        until = asyncio.get_running_loop().time() + 3.0
+        while asyncio.get_running_loop().time() < until:
+            await asyncio.sleep(0.05)
+            assert await reader.read(1 << 16)
+        assert b"/large" not in app.ended
+        writer.close()
+        await eventually(lambda: b"/large" in app.ended, 30)
 
 
 H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABk\r\n"

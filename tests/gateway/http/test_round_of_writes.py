@@ -24,15 +24,15 @@ class Client(Nowhere):
 
 async def test_parts_are_written_together_at_the_end_of_the_round() -> None:
     writes, a, b = RoundOfWrites(), Client(), Client()
-    for data in (b"1", b"2"):
+    for data in (b"1", b"2", b"3"):
         writes.add(a, data)
         writes.add(b, data * 2)
     assert not a.sent + b.sent
     await asyncio.sleep(0)
-    assert (a.sent, b.sent) == ([b"12"], [b"1122"])
-    writes.add(a, b"3")
+    assert (a.sent, b.sent) == ([b"123"], [b"112233"])
+    writes.add(a, b"4")
     await asyncio.sleep(0)
-    assert a.sent == [b"12", b"3"]
+    assert a.sent == [b"123", b"4"]
 
 
 async def test_what_is_flushed_comes_before_what_is_added_later() -> None:

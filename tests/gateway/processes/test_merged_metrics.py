@@ -68,15 +68,15 @@ def test_one_exposition_stays_as_it_is() -> None:
 def test_what_a_process_has_shown_is_never_taken_back(tmp_path: Path) -> None:
     assert kept_metrics.read(tmp_path, 0) == ""
     kept_metrics.begin(tmp_path, 0)
-    kept_metrics.with_ended(tmp_path, 0, exposition(3, 1, 1, [0.5]))
+    kept_metrics.with_ended(tmp_path, 0, exposition(3, 1, 1, [0.5]), "")
     for restarts in range(1, 3):
         # It has ended: its counters are there, its gauges are not, and the next one goes on from them.
         kept = samples(kept_metrics.read(tmp_path, 0))
         assert kept['ares_requests_total{route="a \\"quoted\\"\\nroute"}'] == 3 + restarts - 1
         assert "ares_active_requests" not in kept
-        kept_metrics.begin(tmp_path, 0)
+        ended = kept_metrics.begin(tmp_path, 0)
         assert samples(kept_metrics.read(tmp_path, 0)) == kept
-        shown = samples(kept_metrics.with_ended(tmp_path, 0, exposition(1, 7, 1, [])))
+        shown = samples(kept_metrics.with_ended(tmp_path, 0, exposition(1, 7, 1, []), ended))
         assert shown['ares_requests_total{route="a \\"quoted\\"\\nroute"}'] == 3 + restarts
         assert shown["ares_active_requests"] == 7
         assert shown["ares_stall_seconds_count"] == 1

@@ -10,6 +10,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Protocol
 
+import psutil
 import pytest
 
 from ares.gateway.processes.acceptor import SHUT_DOWN, TAKES, listen
@@ -46,6 +47,13 @@ def start() -> Iterator[Start]:
     for process in started:
         process.kill()
         process.join()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
 
 
 def until_told(link: socket.socket) -> None:
@@ -123,3 +131,91 @@ def test_a_process_that_hangs_neither_takes_connections_nor_stays_when_all_are_t
     parent.terminate()
     parent.join(20)
     assert parent.exitcode == 256 - signal.SIGTERM
+
+
+def test_a_process_that_cannot_be_started_is_tried_again(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, fork, here = tmp_path / "log", os.fork, os.getpid()
+
+    def fails_twice() -> int:
+        if os.getppid() == here and log.exists() and 2 <= len(log.read_text().split()) < 4:
+            with log.open("a") as file:
+                file.write("failed\n")
+            raise BlockingIOError("no more processes")
+        return fork()
+
+    def serve(link: socket.socket) -> None:
+        with log.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        until_told(link)
+
+    monkeypatch.setattr(os, "fork", fails_twice)
+    listeners = listen("127.0.0.1", 0)
+    address = listeners[0].getsockname()
+    parent = start(serve, listeners)
+    until(lambda: len(log.read_text().split()) == 2 if log.exists() else False)
+    os.kill(int(log.read_text().split()[0]), signal.SIGRTMIN + 6)  # which has no name
+    until(lambda: len(log.read_text().split()) == 5)
+    assert log.read_text().split()[2:4] == ["failed", "failed"]
+    socket.create_connection(address, 5).close()
+    parent.terminate()
+    parent.join(20)
+    assert parent.exitcode == 256 - signal.SIGTERM
+
+
+def test_a_process_that_has_not_read_for_a_moment_is_not_killed_by_the_first_signal(
+    start: Start, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    taking = multiprocessing.get_context("fork").Semaphore(0)
+
+    def serve(link: socket.socket) -> None:
+        link.send(TAKES)
+        taking.release()
+        until((tmp_path / "go").exists)
+        until_told(link)
+        with log.open("a") as file:
+            file.write("ended\n")
+
+    listeners = listen("127.0.0.1", 0)
+    address = listeners[0].getsockname()
+    parent = start(serve, listeners)
+    assert all(taking.acquire(timeout=20) for _ in range(2))
+    clients = [socket.create_connection(address, 5) for _ in range(700)]  # more than fit in both links
+    parent.terminate()
+    time.sleep(0.3)
+    (tmp_path / "go").touch()
+    parent.join(20)
+    assert parent.exitcode == 256 - signal.SIGTERM
+    assert log.read_text().split() == ["ended", "ended"]
+    for client in clients:
+        client.close()
+
+
+def test_processes_end_with_a_parent_that_ends_by_an_error(start: Start, tmp_path: Path) -> None:
+    pids, broken = tmp_path / "pids", tmp_path / "broken"
+
+    def serve(link: socket.socket) -> None:
+        with pids.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        until_told(link)
+
+    def step(parent: Parent, once: Callable[[Parent], None] = Parent._step) -> None:
+        if broken.exists():
+            raise RuntimeError("broken")
+        once(parent)
+
+    listeners = listen("127.0.0.1", 0)
+    address = listeners[0].getsockname()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Parent, "_step", step)
+        parent = start(serve, listeners)
+    until(lambda: len(pids.read_text().split()) == 2 if pids.exists() else False)
+    broken.touch()
+    socket.create_connection(address, 5).close()  # wakes it
+    parent.join(20)
+    assert parent.exitcode == 1
+    assert not any(psutil.pid_exists(int(pid)) for pid in pids.read_text().split())
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address, 5)

@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 import functools
+import multiprocessing
 import os
 import shutil
 import signal
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,12 @@ import pytest
 from typer.testing import CliRunner
 
 from ares.cli.main import app
+from ares.gateway import serving
+from ares.gateway.openai import tokenizer
 from ares.gateway.processes import child
 from tests.certificates import self_signed
-from tests.gateway.fakes import FakeInstance
-from tests.gateway.gateways import hold, stop_holding
+from tests.gateway.fakes import FakeInstance, free_port
+from tests.gateway.gateways import configuration, hold, stop_holding
 from tests.gateway.learner_reports import event, report
 from tests.gateway.processes.service import Processes, prompt, serving_in_processes
 from tests.waiting import eventually, eventually_found
@@ -284,6 +288,73 @@ async def test_one_is_killed_and_both_are_told_to_end(fakes: list[FakeInstance],
         await asyncio.to_thread(gateway.parent.join, 20)
         assert gateway.parent.exitcode == -signal.SIGTERM
         assert not any(child.is_running() for child in children)
+
+
+async def test_processes_that_run_again_only_after_the_end_was_ordered_finish_their_streams(
+    fakes: list[FakeInstance], model_folder: Path
+) -> None:
+    async with serving_in_processes(fakes, model_folder) as gateway:
+        found = await gateway.processes()
+        hold(fakes, 20)
+        streams = [gateway.stream(f"r{n}", prompt(n), TOKENS) for n in range(2)]
+        await asyncio.gather(*(output.reach(10) for output, _ in streams))
+        for process in found:
+            os.kill(process["pid"], signal.SIGSTOP)
+        await asyncio.sleep(2.5)  # now they count as hanging
+        gateway.parent.terminate()
+        await asyncio.sleep(0.7)  # and the address is closed
+        for process in found:
+            os.kill(process["pid"], signal.SIGCONT)
+        await asyncio.sleep(1.0)
+        stop_holding(fakes)
+        for number, (_, task) in enumerate(streams):
+            await gateway.check(number, task, TOKENS)
+        await asyncio.to_thread(gateway.parent.join, 20)
+        assert gateway.parent.exitcode == -signal.SIGTERM
+
+
+async def test_a_process_that_starts_again_knows_which_instances_were_added_and_removed(
+    fakes: list[FakeInstance], model_folder: Path
+) -> None:
+    given, added = fakes[:2], fakes[2]
+    async with serving_in_processes(given, model_folder) as gateway:
+        assert await gateway.command("POST", "instances", url=added.url) == 200
+        assert await gateway.command("DELETE", "instances/decode-0?deadline_s=0&force=true") == 200
+
+        async def known() -> bool:
+            names = [[row["name"] for row in (await gateway.status())["instances"]] for _ in range(4)]
+            return all(sorted(one) == ["decode-1", "prefill-0"] for one in names)
+
+        await eventually_found(known, 20)
+        victim, _ = await gateway.processes()
+        os.kill(victim["pid"], signal.SIGKILL)
+
+        async def again() -> bool:
+            return (await gateway.processes())[0]["pid"] != victim["pid"]
+
+        await eventually_found(again, 30)
+        await eventually_found(known, 20)
+
+
+async def test_a_start_that_is_ended_leaves_no_folder(
+    fakes: list[FakeInstance], model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(serving, "prepare", lambda _: time.sleep(30))
+    config = configuration(fakes, processes=2, port=free_port()).model_copy(update={"model": str(model_folder)})
+    tokenizer.load(model_folder)
+
+    def start() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        serving.serve(config, lambda *_: None)
+
+    process = multiprocessing.get_context("fork").Process(target=start)
+    process.start()
+    await eventually(lambda: any(tmp_path.glob("ares-gateway-*")))
+    process.terminate()
+    await asyncio.to_thread(process.join, 20)
+    assert process.exitcode == 128 + signal.SIGTERM
+    await eventually(lambda: not any(tmp_path.iterdir()))
 
 
 async def test_processes_speak_tls_and_end_with_their_parent(

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -132,6 +132,16 @@ class Membership:
         for name in (API, GIVEN):
             rest = {other: kept for other, kept in self._named[name].items() if other != form}
             self._set(name, rest, "it was removed by the API", deadline_s)
+
+    @property
+    def given(self) -> dict[str, list[str]]:
+        """The URLs that `--worker` and the API name at present, for `take_over`."""
+        return {name: list(self._named[name].values()) for name in (GIVEN, API)}
+
+    def take_over(self, given: Mapping[str, Iterable[str]]) -> None:
+        """Name what another process of the gateway names, and not what was removed there."""
+        for name in (GIVEN, API):
+            self._set(name, _by_form(given[name]), "it was removed by the API", 0.0)
 
     # --- by the sources ---
 

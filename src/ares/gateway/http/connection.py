@@ -1,6 +1,9 @@
 """A client's connection: uvicorn's, with limits on the head, on idling, and on slow readers."""
 
 import asyncio
+import fcntl
+import struct
+import termios
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -38,6 +41,14 @@ class Limits:
 
 class HeadTooLargeError(Exception):
     """The head of a request exceeds the limit."""
+
+
+class TooManyWaitingError(Exception):
+    """Too many requests on one connection wait for those before them."""
+
+
+# Requests of one connection that are not answered yet. No known client sends one before it has the reply to the last.
+_MOST_UNANSWERED = 64
 
 
 class _Parser(httptools.HttpRequestParser):
@@ -105,10 +116,12 @@ class Connection(HttpToolsProtocol):
         self._on_lost = on_lost
         self._head_bytes = self._unparsed_bytes = 0
         self._in_body = False
-        self._cycles: list[RequestResponseCycle] = []
+        self._cycles: deque[RequestResponseCycle] = deque()
         self._refusal: bytes | None = None
         self.malformed = ""
         self.sends_no_more = False
+        # When part of a request came last, and the timer that looks at it.
+        self._active_at = 0.0
         self._idle: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
 
@@ -159,7 +172,7 @@ class Connection(HttpToolsProtocol):
 
     def pause_writing(self) -> None:  # noqa: D102 - asyncio's interface
         super().pause_writing()
-        self._unread = self.loop.call_later(self._limits.unread_s, self.transport.abort)
+        self._watch_reader()
 
     def resume_writing(self) -> None:  # noqa: D102 - asyncio's interface
         super().resume_writing()
@@ -167,9 +180,29 @@ class Connection(HttpToolsProtocol):
             self._unread.cancel()
             self._unread = None
 
+    def _watch_reader(self) -> None:
+        """Disconnect the client in a while, unless it has read something by then."""
+        self._unread = self.loop.call_later(self._limits.unread_s, self._check_reader, self._unread_bytes())
+
+    def _check_reader(self, before: int) -> None:
+        if self._unread_bytes() < before:
+            self._watch_reader()
+        else:
+            self.transport.abort()
+
+    def _unread_bytes(self) -> int:
+        """Return how much waits here and in the kernel: a large buffer there empties for long before it takes more."""
+        descriptor = self.transport.get_extra_info("socket").fileno()
+        in_kernel: int = struct.unpack("i", fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)))[0]
+        return self.transport.get_write_buffer_size() + in_kernel
+
     # --- httptools calls these ---
 
     def on_message_begin(self) -> None:  # noqa: D102 - httptools' interface
+        if len(self._unanswered()) >= _MOST_UNANSWERED:
+            raise TooManyWaitingError
+        if self._idle is None:  # behind another request, in one read
+            self._restart_idle_timer()
         self._head_bytes = 0
         super().on_message_begin()
 
@@ -187,7 +220,7 @@ class Connection(HttpToolsProtocol):
             return  # the same head comes again
         self._unparsed_bytes = 0
         super().on_headers_complete()
-        self._cycles = [*self._unanswered(), self.cycle]
+        self._unanswered().append(self.cycle)
         self._in_body = True
         self.cycle.receive = _Receive(self, self.cycle)  # type: ignore[method-assign]
         if self.scope["http_version"] < "1.1":
@@ -246,11 +279,12 @@ class Connection(HttpToolsProtocol):
 
     def _refusal_reply(self) -> bytes:
         large = self._head_bytes > self._limits.head_bytes
-        text = (
-            f"the head of the request is larger than {self._limits.head_bytes} bytes"
-            if large
-            else f"not a request of HTTP/1.1: {self.malformed}"
-        )
+        if large:
+            text = f"the head of the request is larger than {self._limits.head_bytes} bytes"
+        elif len(self._unanswered()) >= _MOST_UNANSWERED:
+            text = f"{_MOST_UNANSWERED} requests of this connection wait for their answers already"
+        else:
+            text = f"not a request of HTTP/1.1: {self.malformed}"
         status, phrase = (431, "Request Header Fields Too Large") if large else (400, "Bad Request")
         self._count_refusal(NO_ROUTE, status, None if large else "malformed_http")
         body = msgspec.json.encode(error_body(status, text))
@@ -261,9 +295,11 @@ class Connection(HttpToolsProtocol):
         self.transport.write(reply)
         self.transport.close()
 
-    def _unanswered(self) -> list[RequestResponseCycle]:
+    def _unanswered(self) -> deque[RequestResponseCycle]:
         """Return the requests that have come and are not answered yet, the first one first."""
-        return [cycle for cycle in self._cycles if not cycle.response_complete]
+        while self._cycles and self._cycles[0].response_complete:
+            self._cycles.popleft()
+        return self._cycles
 
     def head_without_upgrade(self) -> bytes:
         """Return the head that was read last, without the header that asks for another protocol."""
@@ -278,9 +314,19 @@ class Connection(HttpToolsProtocol):
 
     def _restart_idle_timer(self) -> None:
         """Wait for the next part of a request, for `idle_s` at most."""
-        if self._idle is not None:
-            self._idle.cancel()
-        self._idle = self.loop.call_later(self._limits.idle_s, self.transport.abort)
+        self._active_at = self.loop.time()
+        if self._idle is None:
+            self._idle = self.loop.call_later(self._limits.idle_s, self._check_idle)
+
+    def _check_idle(self) -> None:
+        self._idle = None
+        left_s = self._active_at + self._limits.idle_s - self.loop.time()
+        if self.flow.read_paused:  # the gateway does not read: requests before this one are answered first
+            self._restart_idle_timer()
+        elif left_s > 0:
+            self._idle = self.loop.call_later(left_s, self._check_idle)
+        else:
+            self.transport.abort()
 
 
 def _end(cycle: RequestResponseCycle) -> None:

@@ -17,7 +17,7 @@ from ares.gateway.http.server import Server
 from ares.gateway.models import Models
 from ares.gateway.processes import from_sibling, kept_metrics
 from ares.gateway.processes.acceptor import CONNECTION, LEAVES, TAKES
-from ares.gateway.processes.siblings import Siblings
+from ares.gateway.processes.siblings import MEMBERSHIP_ROUTE, Siblings
 
 logger = logging.getLogger(__name__)
 
@@ -70,9 +70,10 @@ class ChildServer(Server):
         await super().startup([])
         counts = self._siblings.counts
         self._siblings.make_folder()
-        kept_metrics.begin(self._siblings.folder, counts.process)
+        self._siblings.ended_metrics = kept_metrics.begin(self._siblings.folder, counts.process)
         await self._listen()
-        # From here on siblings tell it of a new preset.
+        # From here on siblings tell it of a new preset, and of instances that are added or removed.
+        await self._take_over_membership()
         for gateway in self._models:
             if counts.preset != gateway.controller.preset:
                 gateway.controller.use_preset(counts.preset)
@@ -80,6 +81,14 @@ class ChildServer(Server):
         self._listening = asyncio.create_task(self._stay_reachable())
         asyncio.get_running_loop().add_reader(self._link, self._read_link)
         self._tell_parent(TAKES)
+
+    async def _take_over_membership(self) -> None:
+        """Learn from a sibling which instances operators have added and removed, where one runs already."""
+        for process in self._siblings.counts.others:
+            answer = await self._siblings.ask(process, MEMBERSHIP_ROUTE)
+            if answer is not None and answer.status == 200:
+                self._models.first.membership.take_over(answer.json())
+                return
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop serving."""

@@ -13,7 +13,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ares.gateway.http.request_ids import resolve
 from ares.gateway.models import Models
 from ares.gateway.processes import together
-from ares.gateway.processes.siblings import METRICS_ROUTE, REQUESTS_ROUTE, STATUS_ROUTE, Siblings, mark
+from ares.gateway.processes.siblings import (
+    MEMBERSHIP_ROUTE,
+    METRICS_ROUTE,
+    REQUESTS_ROUTE,
+    STATUS_ROUTE,
+    Siblings,
+    mark,
+)
 
 Answer = Callable[[Request], Awaitable[Response]]
 
@@ -33,8 +40,16 @@ def application(app: FastAPI) -> ASGIApp:
     async def metrics(_: Request) -> Response:
         return PlainTextResponse(await together.process_metrics(models, siblings))
 
-    routes: list[tuple[str, Answer]] = [(STATUS_ROUTE, status), (REQUESTS_ROUTE, requests), (METRICS_ROUTE, metrics)]
-    return Starlette(routes=[*(Route(path, answer) for path, answer in routes), Mount("/", _Commands(app))])
+    async def membership(_: Request) -> Response:
+        return _json(models.first.membership.given)
+
+    routes: dict[str, Answer] = {
+        STATUS_ROUTE: status,
+        REQUESTS_ROUTE: requests,
+        METRICS_ROUTE: metrics,
+        MEMBERSHIP_ROUTE: membership,
+    }
+    return Starlette(routes=[*(Route(path, answer) for path, answer in routes.items()), Mount("/", _Commands(app))])
 
 
 class _Commands:

@@ -4,6 +4,7 @@ Before a process shows its counters, it writes them to a file; the one that star
 A disk that fails ends that, not the metrics: what a process that ends then had counted is lost.
 """
 
+import contextlib
 import logging
 from pathlib import Path
 
@@ -17,17 +18,15 @@ def read(folder: Path, process: int) -> str:
     return _read(folder / f"{process}.shown") or _read(folder / f"{process}.ended")
 
 
-def begin(folder: Path, process: int) -> None:
-    """Take over what the process that was there before has shown."""
-    try:
+def begin(folder: Path, process: int) -> str:
+    """Take over, and return, what the process that was there before has shown, and those that it replaced."""
+    with contextlib.suppress(FileNotFoundError):  # it has shown none
         (folder / f"{process}.shown").replace(folder / f"{process}.ended")
-    except FileNotFoundError:  # it has shown none
-        return
+    return _read(folder / f"{process}.ended")
 
 
-def with_ended(folder: Path, process: int, own: str) -> str:
+def with_ended(folder: Path, process: int, own: str, ended: str) -> str:
     """Return the exposition of a process with the counts of those that it replaced, which may be shown now."""
-    ended = _read(folder / f"{process}.ended")
     text = merged_metrics.merged([own, ended]) if ended else own
     new = folder / f"{process}.new"
     try:

@@ -23,6 +23,8 @@ Serve = Callable[[socket.socket], None]
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Between two attempts to hand out a connection that no process has room for.
 _RETRY_S = 0.005
+# Between two attempts to tell a process to shut down that has not read its link.
+_RETRY_SHUTDOWN_S = 0.05
 # Between two looks, while processes end, at whether they do.
 _LOOK_S = 0.5
 # A process that ends again within this long after its start is started again later and later.
@@ -41,7 +43,9 @@ class _Child:
     started_at: float = 0.0
     start_at: float = 0.0
     soon: int = 0
-    """How often it has ended soon after its start, without a longer life in between."""
+    """How often it has ended soon after its start, or could not be started, without a longer life in between."""
+    shutdown_due: bool = False
+    """Whether it has not been told yet to shut down: it had not read its link for a while."""
 
 
 class Parent:
@@ -73,10 +77,12 @@ class Parent:
         self._orders = 0
         self._served = False
         self._failed = False
+        self._closed = False
 
     def run(self) -> int:
         """Serve until all processes have ended; return the exit status, or the negative number of the signal it got."""
         with contextlib.ExitStack() as cleanup:
+            cleanup.callback(self._let_go)
             self._wakeup, written = socket.socketpair()
             for end in (self._wakeup, written):
                 end.setblocking(False)
@@ -101,6 +107,9 @@ class Parent:
             key.data()
         while self._orders < len(self._signals):
             self._order_shutdown()
+        for child in self._children:
+            if child.shutdown_due:
+                self._tell_to_shut_down(child)
         self._acceptor.hand_out()
         self._accept_if(self._may_accept())
         if self._ending and not any(self._serves(child) for child in self._children):
@@ -118,7 +127,7 @@ class Parent:
         if (pause_s := self._acceptor.pauses_until - time.monotonic()) > 0:
             times.append(pause_s)
         if self._ending:
-            times.append(_LOOK_S)
+            times.append(_RETRY_SHUTDOWN_S if any(child.shutdown_due for child in self._children) else _LOOK_S)
         return min(times, default=None)
 
     def _pauses(self) -> list[float]:
@@ -135,13 +144,21 @@ class Parent:
 
     def _may_accept(self) -> bool:
         return (
-            not self._acceptor.holds
+            not self._closed
+            and not self._acceptor.holds
             and time.monotonic() >= self._acceptor.pauses_until
             and any(self._serves(child) for child in self._children)
         )
 
+    def _let_go(self) -> None:
+        """Let go of the address and of all processes, which end then: this one may end by an error."""
+        self._close_listeners()
+        for child in self._children:
+            child.link.here.close()
+
     def _close_listeners(self) -> None:
         self._accept_if(False)
+        self._closed = True
         self._acceptor.close()
         for listener in self._listeners:
             listener.close()
@@ -163,10 +180,24 @@ class Parent:
         self._starts += 1
         name = f"{self._counts.address_name}-{start}"
         context = multiprocessing.get_context("fork")
-        child.process = context.Process(target=self._run_child, args=(child, start), name=name)
-        child.process.start()
+        process = context.Process(target=self._run_child, args=(child, start), name=name)
         child.started_at = time.monotonic()
-        self._selector.register(child.process.sentinel, selectors.EVENT_READ, partial(self._ended, child))
+        try:
+            process.start()
+        except OSError as error:  # for example too many processes, or no memory
+            pause_s = max(1.0, self._pause_s(child))
+            logger.error("process %d of this gateway cannot be started: %s; trying again in %g s", child.number, error,
+                         pause_s)  # fmt: skip
+            return
+        child.process = process
+        self._selector.register(process.sentinel, selectors.EVENT_READ, partial(self._ended, child))
+
+    def _pause_s(self, child: _Child) -> float:
+        """Choose when a process starts again that has ended, or could not be started; return the seconds until then."""
+        child.soon = child.soon + 1 if time.monotonic() - child.started_at < _SOON_S else 0
+        pause_s = min(_LONGEST_PAUSE_S, 2.0 ** (child.soon - 2)) if child.soon > 1 else 0.0
+        child.start_at = time.monotonic() + pause_s
+        return pause_s
 
     def _run_child(self, child: _Child, start: int) -> None:
         """Be a process (after the fork)."""
@@ -198,26 +229,23 @@ class Parent:
         self._read(child)  # what it has said last
         child.link.takes = False
         child.process = None
+        child.shutdown_due = False
         self._counts.clear(child.number)
-        lived_s = time.monotonic() - child.started_at
         status = process.exitcode or 0
         process.close()
         if self._ending:
             return
-        how = f"was killed ({signal.Signals(-status).name})" if status < 0 else f"has ended with status {status}"
+        how = f"was killed ({_signal_name(-status)})" if status < 0 else f"has ended with status {status}"
         if not self._served:
             logger.error("process %d of this gateway %s before it served: the gateway ends", child.number, how)
             self._failed = True
             self._order_shutdown()
             return
-        child.soon = child.soon + 1 if lived_s < _SOON_S else 0
-        pause_s = min(_LONGEST_PAUSE_S, 2.0 ** (child.soon - 2)) if child.soon > 1 else 0.0
-        child.start_at = time.monotonic() + pause_s
         logger.error(
             "process %d of this gateway %s; its streams have ended, and it is started again in %g s",
             child.number,
             how,
-            pause_s,
+            self._pause_s(child),
         )
 
     # --- the end ---
@@ -241,7 +269,21 @@ class Parent:
                     child.process.kill()
                     continue
                 logger.warning("process %d of this gateway does not run now; a second signal kills it", child.number)
-            try:
-                child.link.here.send(SHUT_DOWN)
-            except OSError:  # it has not read for long
+            self._tell_to_shut_down(child)
+
+    def _tell_to_shut_down(self, child: _Child) -> None:
+        """Tell a process to shut down; again later where it has not read for a while, if it was told the first time."""
+        try:
+            child.link.here.send(SHUT_DOWN)
+            child.shutdown_due = False
+        except BlockingIOError:
+            child.shutdown_due = True
+            if self._orders > 1 and child.process is not None:
                 child.process.kill()
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"

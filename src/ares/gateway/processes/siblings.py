@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 STATUS_ROUTE = "/siblings/status"
 REQUESTS_ROUTE = "/siblings/requests"
 METRICS_ROUTE = "/siblings/metrics"
+MEMBERSHIP_ROUTE = "/siblings/membership"
 LEARNERS_PROCESS = 0
 """The process to which learners report, whichever is asked: so each event of theirs is counted once."""
 
@@ -81,12 +82,15 @@ class Siblings:
     ----------
     showing_metrics
         Held while the metrics of this process are made and kept: the newest are to be kept.
+    ended_metrics
+        Counters of the processes that this one replaces (kept_metrics.py).
     """
 
     def __init__(self, folder: Path, counts: SharedCounts) -> None:
         self.counts = counts
         self.folder = folder
         self.showing_metrics = asyncio.Lock()
+        self.ended_metrics = ""
         self._clients: dict[int, aiohttp.ClientSession] = {}
         # To each process, so that it gets them in the order in which they were given.
         self._commands: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)

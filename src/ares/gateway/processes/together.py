@@ -106,7 +106,9 @@ async def process_metrics(models: Models, siblings: Siblings) -> str:
     async with siblings.showing_metrics:
         own = _own_metrics(models)
         # In a thread, as the merging below: it may take long, and streams are not to wait.
-        return await asyncio.to_thread(kept_metrics.with_ended, siblings.folder, siblings.counts.process, own)
+        return await asyncio.to_thread(
+            kept_metrics.with_ended, siblings.folder, siblings.counts.process, own, siblings.ended_metrics
+        )
 
 
 async def metrics(models: Models, siblings: Siblings | None) -> str:

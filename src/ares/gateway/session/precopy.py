@@ -153,7 +153,8 @@ async def copy_blocks(
                 await source.control.release(pin.key)
                 raise
             try:
-                return Copied(copied.tokens, await _wait_until_pulled(target, pin.key, stream, timeout_s))
+                pulled = await _wait_until_pulled(target, pin.key, stream, timeout_s)
+                return Copied(copied.tokens, min(pulled, copied.tokens))
             finally:
                 stream.close()
 
