@@ -374,7 +374,7 @@ def test_a_change_of_role_is_waited_for_though_some_that_answer_have_not_heard_o
 
 
 def test_an_instance_that_keeps_its_role_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operator, "_HEARD_S", 0.3)
+    monkeypatch.setattr(operator, "HEARD_S", 0.3)
     kept = {"name": "decode-0", **INSTANCE, **LOAD, "next_role": None, "role_left_s": 0.0}
 
     def answered(request: BaseHTTPRequestHandler) -> tuple[int, bytes]:

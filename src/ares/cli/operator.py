@@ -241,7 +241,7 @@ def _who_moves(controller: dict[str, Any]) -> str:
 _AFTER_DEADLINE_S = 15.0
 _POLL_S = 0.2
 # After so long every gateway knows the role of an instance.
-_HEARD_S = 2.0
+HEARD_S = 2.0
 
 
 def _until_empty(instance: str, timeout_s: float, url: str, key_file: Path | None) -> int:
@@ -272,7 +272,7 @@ def _until_changed(instance: str, role: str, timeout_s: float, url: str, key_fil
             show(f"{instance} becomes {row['next_role']}, {row['left']} left")
             continue
         # Another gateway, or process of one, may answer that has not heard of the change yet.
-        remains_until = remains_until or time.monotonic() + _HEARD_S
+        remains_until = remains_until or time.monotonic() + HEARD_S
         if row["role"] == role or time.monotonic() > remains_until:
             break
     return last

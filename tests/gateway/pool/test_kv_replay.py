@@ -41,7 +41,7 @@ async def test_one_instance_at_a_time_and_with_pauses() -> None:
 
 
 async def test_what_is_not_answered_is_asked_for_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kv_replay, "_ANSWER_S", 0.02)
+    monkeypatch.setattr(kv_replay, "ANSWER_S", 0.02)
     turn, first, second = asyncio.Lock(), Sent(), Sent()
     silent, other = KvReplay(turn, first.send), KvReplay(turn, second.send)
     silent.ask(5)

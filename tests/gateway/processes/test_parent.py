@@ -13,7 +13,7 @@ from typing import Protocol
 import psutil
 import pytest
 
-from ares.gateway.processes.acceptor import SHUT_DOWN, TAKES, listen
+from ares.gateway.processes.acceptor import SHUT_DOWN, TAKES, Acceptor, listen
 from ares.gateway.processes.parent import Parent
 from ares.gateway.processes.shared_counts import SharedCounts
 
@@ -201,15 +201,15 @@ def test_processes_end_with_a_parent_that_ends_by_an_error(start: Start, tmp_pat
             file.write(f"{os.getpid()}\n")
         until_told(link)
 
-    def step(parent: Parent, once: Callable[[Parent], None] = Parent._step) -> None:
+    def hand_out(acceptor: Acceptor, once: Callable[[Acceptor], None] = Acceptor.hand_out) -> None:
         if broken.exists():
             raise RuntimeError("broken")
-        once(parent)
+        once(acceptor)
 
     listeners = listen("127.0.0.1", 0)
     address = listeners[0].getsockname()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Parent, "_step", step)
+        patch.setattr(Acceptor, "hand_out", hand_out)
         parent = start(serve, listeners)
     until(lambda: len(pids.read_text().split()) == 2 if pids.exists() else False)
     broken.touch()

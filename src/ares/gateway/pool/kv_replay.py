@@ -12,7 +12,7 @@ from ares.protocol import messages, rpc
 # After each part, streams and telemetry get this many times as long as it took.
 _PAUSES = 4.0
 # Longest answer, and how many in a row may be missing: an earlier version does not answer where it has kept nothing.
-_ANSWER_S = 2.0
+ANSWER_S = 2.0
 _TRIES = 3
 
 
@@ -69,7 +69,7 @@ class KvReplay:
         self._answer = asyncio.get_running_loop().create_future()
         await self._send(rpc.encode(messages.FollowKvEvents(since, paced=True)))
         try:
-            async with asyncio.timeout(_ANSWER_S):
+            async with asyncio.timeout(ANSWER_S):
                 return await self._answer
         except TimeoutError:
             return None

@@ -29,6 +29,8 @@ _RETRY_SHUTDOWN_S = 0.05
 _LOOK_S = 0.5
 # A process that ends again within this long after its start is started again later and later.
 _SOON_S, _LONGEST_PAUSE_S = 60.0, 60.0
+# After a start that failed.
+_SHORTEST_PAUSE_S = 1.0
 # uvicorn's status where a server does not start.
 _NOT_STARTED = 3
 
@@ -185,17 +187,17 @@ class Parent:
         try:
             process.start()
         except OSError as error:  # for example too many processes, or no memory
-            pause_s = max(1.0, self._pause_s(child))
-            logger.error("process %d of this gateway cannot be started: %s; trying again in %g s", child.number, error,
-                         pause_s)  # fmt: skip
+            pause_s = self._set_pause(child, least_s=_SHORTEST_PAUSE_S)
+            why = "process %d of this gateway cannot be started: %s; trying again in %g s"
+            logger.error(why, child.number, error, pause_s)
             return
         child.process = process
         self._selector.register(process.sentinel, selectors.EVENT_READ, partial(self._ended, child))
 
-    def _pause_s(self, child: _Child) -> float:
-        """Choose when a process starts again that has ended, or could not be started; return the seconds until then."""
+    def _set_pause(self, child: _Child, least_s: float = 0.0) -> float:
+        """Set when a process starts again that has ended, or could not be started; return the seconds until then."""
         child.soon = child.soon + 1 if time.monotonic() - child.started_at < _SOON_S else 0
-        pause_s = min(_LONGEST_PAUSE_S, 2.0 ** (child.soon - 2)) if child.soon > 1 else 0.0
+        pause_s = max(least_s, min(_LONGEST_PAUSE_S, 2.0 ** (child.soon - 2)) if child.soon > 1 else 0.0)
         child.start_at = time.monotonic() + pause_s
         return pause_s
 
@@ -245,7 +247,7 @@ class Parent:
             "process %d of this gateway %s; its streams have ended, and it is started again in %g s",
             child.number,
             how,
-            self._pause_s(child),
+            self._set_pause(child),
         )
 
     # --- the end ---
