@@ -145,6 +145,8 @@ def test_parts_of_what_is_kept_are_asked_for_one_after_the_other() -> None:
     assert blocks.receive(messages.KvEvents(3, 3, [first], end=5)) == 4
     assert blocks.receive(messages.KvEvents(4, 3, [second], end=5)) is None
     assert blocks.receive(messages.KvEvents(5, 3, [], end=5)) is None
+    assert blocks.receive(messages.KvEvents(5, 3, [], end=9)) is None, "an answer that brings nothing"
+    assert blocks.receive(messages.KvEvents(4, 3, [second], end=9)) is None
     assert (blocks.leading(hashes()), blocks.next, blocks.lost) == (2, 5, 0)
 
 

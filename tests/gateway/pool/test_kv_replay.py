@@ -65,3 +65,6 @@ async def test_an_instance_that_is_given_up_is_not_asked() -> None:
     await eventually(lambda: sent == [0, 9])
     lost.stop()
     other.stop()
+    await asyncio.sleep(0.02)
+    assert (sent, others) == ([0, 9], [0])
+    assert not turn.locked()

@@ -112,7 +112,7 @@ class CachedBlocks:
 
     def receive(self, event: messages.KvEvents) -> int | None:
         """Take batches of events; return from which number on to ask for more: some are missing, or are kept there."""
-        number = event.sequence
+        number, before = event.sequence, self._next
         if number > self._next:
             if event.kept_from <= self._next:
                 return self._ask()
@@ -124,7 +124,8 @@ class CachedBlocks:
         for batch in event.batches[self._next - number :]:
             self._apply(batch)
             self._next += 1
-        return self._next if event.end is not None and self._next < event.end else None
+        # An answer without a new batch brings nothing nearer: it would be asked for again without end.
+        return self._next if event.end is not None and before < self._next < event.end else None
 
     def _ask(self, since: int | None = None) -> int | None:
         now = time.monotonic()
